@@ -1,0 +1,59 @@
+"""Bad input meets one sentence that names the argument, what came and what is wanted."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+
+class InputError(ValueError):
+    """The caller's input can't be used; the message says which argument, what came and what is wanted."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """A hint such as ` Did you mean 'mnist'?` for the closest of `choices`; empty when nothing is close."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
+    return f" Did you mean {by_lower[close[0]]!r}?" if close else ""
+
+
+def one_of(name: str, value: Any, choices: Iterable[Any]) -> Any:
+    """`value` if it is among `choices`; otherwise an InputError that suggests the nearest."""
+    choices = list(choices)
+    if value in choices:
+        return value
+    hint = nearest(str(value), [str(c) for c in choices])
+    raise InputError(f"{name}={value!r} is not known.{hint} Choose one of {', '.join(map(str, choices))}.")
+
+
+def positive_int(name: str, value: Any) -> int:
+    """`value` as an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name}={value!r} must be a whole number of at least 1.")
+    return value
+
+
+def positive(name: str, value: Any) -> float:
+    """`value` as a finite float above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise InputError(f"{name}={value!r} must be a positive number.")
+    return float(value)
+
+
+def shape(name: str, value: Any) -> torch.Size:
+    """`value` as a shape: at least one size, each at least 1."""
+    sizes = [value] if isinstance(value, int) else value
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str) or not sizes:
+        raise InputError(f"{name}={value!r} must be a sequence of sizes such as (1, 28, 28) or (784,).")
+    return torch.Size([positive_int(f"each size in {name}={tuple(sizes)!r}:", s) for s in sizes])
+
+
+def widths(name: str, value: Any) -> list[int]:
+    """`value` as a list of layer widths, possibly empty."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise InputError(f"{name}={value!r} must be a list of layer widths such as [400] or [].")
+    return [positive_int(f"each width in {name}={list(value)!r}:", w) for w in value]

@@ -1,0 +1,638 @@
+"""`fit`: stochastic variational inference on any pair, from the data to a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import logging
+import math
+import random
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+from torch import nn
+
+from pyro_vae import data, saving
+from pyro_vae.checks import InputError, one_of, positive, positive_int
+from pyro_vae.divergence import TrainingDiverged, explain
+from pyro_vae.evaluation import check_data, elbo_terms
+from pyro_vae.files import read_tensors, write_tensors, write_text
+from pyro_vae.pair import (
+    as_pair,
+    data_plate,
+    explained_support_errors,
+    kept_random_state,
+    modules,
+    parameters,
+    remember,
+    trace_pair,
+)
+
+CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.csv"
+Schedule = Callable[[float], float]
+
+logger = logging.getLogger("pyro_vae")
+
+#: Factors of the learning rate by the fraction of the run that is done, 0 to 1.
+SCHEDULES: dict[str, Schedule] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
+}
+
+
+@dataclass
+class FitResult:
+    """What `fit` did.
+
+    Attributes:
+        pair: the pair, trained.
+        history: one dict per epoch: "epoch", "loss" (negative ELBO, nats per datum), "validation_elbo" and
+            "validation_stderr" (if there is validation data), "lr", "grad_norm", "seconds" and "samples_per_second" (of
+            training alone).
+        stopped_because: "epochs", "patience" or "interrupted".
+        best_epoch: epoch with the best validation ELBO, if there is validation data.
+        out: the run folder, if one was written.
+        device: where it ran.
+    """
+
+    pair: Any
+    history: list[dict[str, float]]
+    stopped_because: str
+    best_epoch: int | None
+    out: Path | None
+    device: str
+
+
+@dataclass
+class Settings:
+    """The arguments of `fit` that say how to train, checked. A resumed run must have the same."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    schedule: str | Schedule
+    warmup: float
+    clip: float | None
+    patience: int | None
+    seed: int | None
+    num_data: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            positive_int(name, getattr(self, name))
+        positive("lr", self.lr)
+        if not callable(self.schedule):
+            one_of("schedule", self.schedule, SCHEDULES)
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup={self.warmup!r} must be a fraction of the run, from 0 to below 1.")
+        if self.clip is not None:
+            positive("clip", self.clip)
+        if self.patience is not None:
+            positive_int("patience", self.patience)
+
+    def lr_factor(self, done: float) -> float:
+        """The learning rate's factor when the fraction `done` of the run is behind."""
+        schedule = self.schedule if callable(self.schedule) else SCHEDULES[self.schedule]
+        if done < self.warmup:
+            return max(done / self.warmup, 1e-3) * schedule(0.0)
+        return schedule((done - self.warmup) / (1 - self.warmup))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the checkpoint."""
+        named = getattr(self.schedule, "__name__", "callable") if callable(self.schedule) else self.schedule
+        return {**vars(self), "schedule": named}
+
+
+def fit(
+    pair: Any,
+    x: Any,
+    *,
+    epochs: int = 20,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    schedule: Literal["constant", "linear", "cosine"] | Schedule = "constant",
+    warmup: float = 0.0,
+    clip: float | None = None,
+    validation: Any = None,
+    patience: int | None = None,
+    seed: int | None = None,
+    objective: ELBO | None = None,
+    optimizer: Any = None,
+    binarize: Literal["none", "threshold", "static", "dynamic"] | None = None,
+    device: str | torch.device | None = None,
+    compile: Literal["auto", "eager"] = "auto",
+    progress: bool = True,
+    out: str | Path | None = None,
+    resume: bool = False,
+) -> FitResult:
+    """Trains a pair by stochastic variational inference (Kingma & Welling 2014, algorithm 1).
+
+    Losses are nats per datum, whatever the batch size and however the plate over the data is written.
+
+    Args:
+        pair: a VAE, a Pair, a module with `model` and `guide`, or a tuple of the two.
+        x: training data: a tensor (N, *event_shape) or a tuple of them, an array, a Dataset, a DataLoader, or the name
+            or path of a data set.
+        epochs: passes over the data.
+        batch_size: data per step, over all processes.
+        lr: learning rate at its highest.
+        schedule: how the rate falls over the run: a name, or a function of the fraction done that gives a factor.
+        warmup: fraction of the run over which the rate rises from zero.
+        clip: largest global norm of the gradient.
+        validation: data on which the ELBO is taken after each epoch; the set's own for a named data set.
+        patience: epochs without a better validation ELBO before training stops and the best weights are put back.
+        seed: of initial draws, batches and noise; torch's random state is then left as it was.
+        objective: any Pyro ELBO; Trace_ELBO() by default.
+        optimizer: makes a torch optimizer from parameters, such as functools.partial(torch.optim.AdamW, ...), or a
+            pyro.optim optimizer; Adam by default.
+        binarize: what is done to grey pixels; "dynamic" draws them anew each time.
+        device: cpu, cuda or mps; the fastest that is there by default.
+        compile: how steps are run; "auto" takes the fastest way there is.
+        progress: show a bar with loss and speed.
+        out: run folder for config.yaml, model.safetensors, metrics.csv, figures and the checkpoint.
+        resume: go on from the checkpoint in `out`; the result is the same as if the run had not been interrupted.
+
+    Raises:
+        InputError: on bad arguments or data, before the first step.
+        TrainingDiverged: at the step whose loss or gradient is not finite; `out` then holds the last good weights.
+    """
+    one_of("compile", compile, ["auto", "eager"])
+    settings = Settings(epochs, batch_size, lr, schedule, warmup, clip, patience, seed)
+    if resume and out is None:
+        raise InputError("resume=True needs out=, the run folder with the checkpoint.")
+    folder = claim(out, resume)
+    training, validation = _sets(x, validation, binarize, seed)
+    trainer = Trainer(as_pair(pair), settings, objective or Trace_ELBO(), device)
+    trainer.prepare(training, validation, optimizer, binarize)
+    with kept_random_state(trainer.device, trainer.rank_seed()) if seed is not None else contextlib.nullcontext():
+        log = RunLog(folder if trainer.is_main else None, trainer.pair)
+        if resume and (folder / CHECKPOINT).exists():
+            trainer.restore(read_tensors(folder / CHECKPOINT))
+        else:
+            log.start()
+        trainer.run(log, progress and trainer.is_main)
+    log.finish(trainer)
+    return FitResult(
+        trainer.pair, trainer.history, trainer.stopped_because, trainer.best_epoch, folder, str(trainer.device)
+    )
+
+
+def claim(out: str | Path | None, resume: bool) -> Path | None:
+    """The run folder as a path, after a look that it does not hold another run already."""
+    if out is None:
+        return None
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"out={str(out)!r} is a file; name a folder.")
+    if not resume and any((folder / name).exists() for name in (METRICS, saving.WEIGHTS, CHECKPOINT)):
+        raise InputError(f"out={str(out)!r} holds a run already; pass resume=True to go on with it, or another folder.")
+    return folder
+
+
+def _sets(x: Any, validation: Any, binarize: str | None, seed: int | None) -> tuple[Any, Any]:
+    """Training and validation data; a named set brings its own validation part."""
+    if isinstance(x, str):
+        splits = data.load(x)
+        x, validation = splits.train, splits.validation if validation is None else validation
+    if isinstance(validation, str):
+        validation = data.load(validation).validation
+    return x, validation
+
+
+def pick_device(wanted: str | torch.device | None) -> torch.device:
+    """The device asked for, or the fastest that is there.
+
+    Raises:
+        InputError: if there is no such device here.
+    """
+    if wanted is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={wanted!r} can't be used here: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+class Loss(nn.Module):
+    """The objective as a plain function of a batch, in nats per datum, with the parameters that it moves.
+
+    Args:
+        pair: model and guide.
+        objective: a Pyro ELBO.
+        moved: the unconstrained parameters.
+        population: the size that a subsampled plate over the data stands for; None if it is the batch's own.
+    """
+
+    def __init__(self, pair: Any, objective: ELBO, moved: Sequence[torch.Tensor], population: int | None):
+        super().__init__()
+        self.pair_programs = (pair.model, pair.guide)  # a tuple, so that torch registers no module twice
+        self.objective, self.population = objective, population
+        # Registered under plain names, so that DistributedDataParallel finds them; those of pyro.param are no Parameters.
+        self.loose = [tensor for tensor in moved if not isinstance(tensor, nn.Parameter)]
+        for i, tensor in enumerate(moved):
+            if isinstance(tensor, nn.Parameter):
+                self.register_parameter(f"moved{i}", tensor)
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether the objective gives a loss to call backward on, or only fills gradients by itself."""
+        return hasattr(self.objective, "differentiable_loss")
+
+    def forward(self, *batch: torch.Tensor) -> torch.Tensor:
+        model, guide = self.pair_programs
+        return self.objective.differentiable_loss(model, guide, *batch) / (self.population or len(batch[0]))
+
+    def fill_gradients(self, *batch: torch.Tensor) -> torch.Tensor:
+        """For objectives that call backward by themselves, such as RenyiELBO."""
+        model, guide = self.pair_programs
+        size = self.population or len(batch[0])
+        value = self.objective.loss_and_grads(model, guide, *batch) / size
+        for parameter in (*self.parameters(), *self.loose):
+            if parameter.grad is not None:
+                parameter.grad /= size
+        return torch.as_tensor(value)
+
+
+@dataclass
+class Trainer:
+    """The loop and its state: all that a checkpoint holds."""
+
+    pair: Any
+    settings: Settings
+    objective: ELBO
+    wanted_device: str | torch.device | None
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int | None = None
+    stopped_because: str = ""
+
+    def __post_init__(self) -> None:
+        from accelerate import Accelerator
+
+        self.accelerator = Accelerator(device_placement=False)
+        spread = self.accelerator.num_processes > 1
+        self.device = pick_device(
+            self.accelerator.device if spread and self.wanted_device is None else self.wanted_device
+        )
+        self.is_main = self.accelerator.is_main_process
+        self.best_weights: dict[str, torch.Tensor] | None = None
+        for module in modules(self.pair):
+            module.to(self.device)
+
+    # --- setting up -----------------------------------------------------------------------------------------------
+
+    def prepare(self, x: Any, validation: Any, optimizer: Any, binarize: str | None) -> None:
+        """Looks at the data, finds the parameters and makes the optimizer; no step is taken."""
+        seed = self.settings.seed or 0
+        self.examples = data.as_examples(x, binarize=binarize, seed=seed, device=self.device)
+        check_data(self.pair, self.examples)
+        self.validation = None
+        if validation is not None:
+            frozen = "static" if binarize == "dynamic" else binarize
+            self.validation = data.as_examples(validation, binarize=frozen, seed=seed, device=self.device)
+            check_data(self.pair, self.validation)
+        self.settings.num_data = len(self.examples)
+        _, first = next(iter(self.examples.batches(min(self.settings.batch_size, len(self.examples)))))
+        remember(self.pair, first)
+        self.moved = parameters(self.pair, first)
+        if not self.moved:
+            raise InputError(
+                "The pair has no parameters: neither pyro.param nor pyro.module was met in model or guide."
+            )
+        self.loss = Loss(self.pair, self.objective, list(self.moved.values()), self._population(first))
+        if self.settings.batch_size % self.accelerator.num_processes:
+            processes = self.accelerator.num_processes
+            raise InputError(f"batch_size={self.settings.batch_size} must be a multiple of the {processes} processes.")
+        if self.accelerator.num_processes > 1 and not self.loss.has_graph:
+            raise InputError(f"objective={self.objective!r} has no differentiable_loss, which several processes need.")
+        self.optimizer = _optimizer(optimizer, list(self.moved.values()), self.settings.lr)
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        spread = self.accelerator.num_processes > 1 and any(True for _ in self.loss.parameters())
+        self.call = self.accelerator.prepare(self.loss) if spread else self.loss
+        self.order_seed = seed if self.settings.seed is not None else int(torch.randint(2**31, ()))
+
+    def _population(self, batch: tuple[torch.Tensor, ...]) -> int | None:
+        with kept_random_state(self.device), torch.no_grad():
+            plate = data_plate(trace_pair(self.pair, batch)[1], len(batch[0]))
+        return plate.full_size if plate is not None and plate.full_size != len(batch[0]) else None
+
+    def rank_seed(self) -> int:
+        """A seed of this process's own, so that processes draw different noise."""
+        return self.settings.seed + 1_000_003 * self.accelerator.process_index
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self, log: RunLog, progress: bool) -> None:
+        """Epochs until they are done, patience ends, or the user interrupts."""
+        with _bar(self.settings.epochs, len(self.history), progress) as bar, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Encountered NaN")  # what Pyro says of it; _step says more
+            for epoch in range(len(self.history) + 1, self.settings.epochs + 1):
+                if self.stopped_because == "patience":
+                    break
+                try:
+                    row = self._epoch(epoch, bar)
+                except KeyboardInterrupt:
+                    self.stopped_because = "interrupted"
+                    raise
+                except TrainingDiverged:
+                    log.keep_good_weights()
+                    raise
+                self.history.append(row)
+                if self._out_of_patience(row):
+                    self.stopped_because = "patience"
+                log.epoch(self)
+                bar.epoch(row)
+        self.stopped_because = self.stopped_because or "epochs"
+        if self.stopped_because == "patience":
+            saving.load_state(self.pair, self.best_weights)
+
+    def _epoch(self, epoch: int, bar: Any) -> dict[str, float]:
+        for module in modules(self.pair):
+            module.train()
+        total = torch.zeros((), dtype=torch.float64, device=self.device if self.device.type != "mps" else "cpu")
+        norm, seen, start = 0.0, 0, time.perf_counter()
+        for step, (index, batch) in enumerate(self._batches(epoch)):
+            self._set_lr((epoch - 1 + seen / len(self.examples)) / self.settings.epochs)
+            checked = pyro.validation_enabled(len(self.history) == 0 and step == 0)
+            with checked:
+                loss, norm = self._step(index, batch, epoch)
+            total += loss.to(total) * len(batch[0])
+            seen += len(batch[0]) * self.accelerator.num_processes
+            bar.step(loss, len(batch[0]))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds = time.perf_counter() - start
+        row = {"epoch": epoch, "loss": self._mean(total)}
+        if self.validation is not None:
+            terms = elbo_terms(self.pair, self.validation, seed=self.order_seed)
+            row |= {"validation_elbo": terms.elbo, "validation_stderr": terms.stderr}
+        rate = len(self.examples) / seconds
+        lr = self.optimizer.param_groups[0]["lr"]
+        return row | {"lr": lr, "grad_norm": float(norm), "seconds": seconds, "samples_per_second": rate}
+
+    def _step(self, index: torch.Tensor, batch: tuple[torch.Tensor, ...], epoch: int) -> tuple[torch.Tensor, Any]:
+        self.optimizer.zero_grad(set_to_none=True)
+        before = torch.get_rng_state()
+        try:
+            with explained_support_errors():
+                loss = self._loss_with_gradients(batch)
+        except ValueError as error:  # Pyro's validation, on in the first step, met a number that is not finite
+            torch.set_rng_state(before)
+            if (reason := explain(self.pair, index, batch, self.moved)) is None:
+                raise
+            raise TrainingDiverged(f"Epoch {epoch}: {reason}") from error
+        if self.accelerator.num_processes > 1:
+            for tensor in self.loss.loose:
+                tensor.grad = self.accelerator.reduce(tensor.grad, "mean")
+        gradients = [p.grad for p in self.moved.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not math.isfinite(loss.item() + norm.item()):
+            torch.set_rng_state(before)
+            reason = explain(self.pair, index, batch, self.moved)
+            raise TrainingDiverged(
+                f"Epoch {epoch}: the loss is {loss.item()}, the gradient's norm {norm.item()}. {reason}"
+            )
+        if self.settings.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(list(self.moved.values()), self.settings.clip, norm)
+        self.optimizer.step()
+        return loss.detach(), norm
+
+    def _loss_with_gradients(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if not self.loss.has_graph:
+            return self.loss.fill_gradients(*batch)
+        loss = self.call(*batch)
+        self.accelerator.backward(loss)
+        return loss
+
+    def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, tuple[torch.Tensor, ...]]]:
+        """This process's share of every batch, each datum once, in an order that epoch and seed alone decide."""
+        size, processes = self.settings.batch_size, self.accelerator.num_processes
+        generator = torch.Generator().manual_seed(self.order_seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.examples), generator=generator)
+        if processes > 1:
+            shares = [
+                part[self.accelerator.process_index :: processes]
+                for part in order.split(size)
+                if len(part) >= processes
+            ]
+            order = torch.cat(shares)
+        yield from self.examples.batches(size // processes, order=order)
+
+    def _set_lr(self, done: float) -> None:
+        factor = self.settings.lr_factor(done)
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * factor
+
+    def _mean(self, total: torch.Tensor) -> float:
+        if self.accelerator.num_processes > 1:
+            total = self.accelerator.reduce(total, "sum")
+        return total.item() / len(self.examples)
+
+    def _out_of_patience(self, row: dict[str, float]) -> bool:
+        if self.validation is None:
+            return False
+        best = None if self.best_epoch is None else self.history[self.best_epoch - 1]["validation_elbo"]
+        if best is None or row["validation_elbo"] > best:
+            self.best_epoch = int(row["epoch"])
+            if self.settings.patience is not None:
+                self.best_weights = {n: t.detach().clone() for n, t in saving.state(self.pair).items()}
+        return self.settings.patience is not None and row["epoch"] - self.best_epoch >= self.settings.patience
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def checkpoint(self) -> dict[str, Any]:
+        """All that the next epoch depends on."""
+        kind, internal, gauss = random.getstate()
+        return {
+            "settings": self.settings.as_dict(),
+            "history": self.history,
+            "best_epoch": self.best_epoch,
+            "best_weights": self.best_weights,
+            "stopped_because": self.stopped_because,
+            "order_seed": self.order_seed,
+            "weights": saving.state(self.pair),
+            "optimizer": _plain_optimizer_state(self.optimizer),
+            "random": {
+                "torch": torch.get_rng_state(),
+                "device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+                "python": [kind, list(internal), gauss],
+            },
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Puts a checkpoint back.
+
+        Raises:
+            InputError: if it belongs to a run with other settings.
+        """
+        free = {"epochs"} if self.settings.schedule == "constant" and not self.settings.warmup else set()
+        before, now = checkpoint["settings"], self.settings.as_dict()
+        for name in before.keys() - free:
+            if before[name] != now[name]:
+                raise InputError(
+                    f"resume=True: the checkpoint was made with {name}={before[name]!r}, not {now[name]!r}."
+                )
+        saving.load_state(self.pair, checkpoint["weights"])
+        self.optimizer.load_state_dict(_full_optimizer_state(checkpoint["optimizer"]))
+        self.history, self.best_epoch = checkpoint["history"], checkpoint["best_epoch"]
+        self.best_weights, self.order_seed = checkpoint["best_weights"], checkpoint["order_seed"]
+        self.stopped_because = checkpoint["stopped_because"]
+        states = checkpoint["random"]
+        torch.set_rng_state(states["torch"])
+        if states["device"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(states["device"], self.device)
+        kind, internal, gauss = states["python"]
+        random.setstate((kind, tuple(internal), gauss))
+
+
+def _optimizer(make: Any, tensors: list[torch.Tensor], lr: float) -> torch.optim.Optimizer:
+    """A torch optimizer over all parameters at once; fused where torch can."""
+    if make is None:
+        fused = all(t.is_floating_point() and t.device.type in ("cpu", "cuda") for t in tensors)
+        return torch.optim.Adam(tensors, lr=lr, fused=fused or None)
+    if isinstance(make, pyro.optim.PyroOptim):
+        if callable(make.pt_optim_args):
+            raise InputError("optimizer: a pyro.optim optimizer with per-parameter arguments can't be used here.")
+        return make.pt_optim_constructor(tensors, **make.pt_optim_args)
+    if isinstance(make, torch.optim.Optimizer) or not callable(make):
+        raise InputError(
+            f"optimizer={make!r} must make one from parameters, as functools.partial(torch.optim.AdamW) does."
+        )
+    made = make(tensors)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise InputError(f"optimizer returned {type(made).__name__}; wanted is a torch.optim.Optimizer.")
+    return made
+
+
+def _plain_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return optimizer.state_dict()
+
+
+def _full_optimizer_state(state: dict[str, Any]) -> dict[str, Any]:
+    """Undoes what a file with string keys does to torch's integer keys and tuples."""
+    groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in state["param_groups"]]
+    return {"state": {int(k): v for k, v in state["state"].items()}, "param_groups": groups}
+
+
+class RunLog:
+    """Writes the run folder; does nothing without one."""
+
+    def __init__(self, folder: Path | None, pair: Any):
+        self.folder, self.pair = folder, pair
+        self._writer: Any = None
+        if folder is not None:
+            with contextlib.suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def start(self) -> None:
+        """The spec and the weights at the start."""
+        if self.folder is not None:
+            saving.save(self.pair, self.folder, config=_kept_config(self.folder))
+
+    def epoch(self, trainer: Trainer) -> None:
+        """The numbers and the state after an epoch."""
+        if self.folder is None:
+            return
+        rows = io.StringIO()
+        writer = csv.DictWriter(rows, fieldnames=list(trainer.history[0]))
+        writer.writeheader()
+        writer.writerows(trainer.history)
+        with _uninterrupted():
+            write_tensors(self.folder / CHECKPOINT, trainer.checkpoint())
+            write_text(self.folder / METRICS, rows.getvalue())
+        if self._writer is not None:
+            row = trainer.history[-1]
+            for name in row.keys() - {"epoch"}:
+                self._writer.add_scalar(name, row[name], int(row["epoch"]))
+
+    def keep_good_weights(self) -> None:
+        """The weights as they are, for a run that can't go on."""
+        if self.folder is not None:
+            saving.write_weights(self.pair, self.folder / saving.WEIGHTS)
+
+    def finish(self, trainer: Trainer) -> None:
+        """The final weights and the figures."""
+        if self._writer is not None:
+            self._writer.close()
+        if self.folder is None:
+            return
+        saving.write_weights(self.pair, self.folder / saving.WEIGHTS)
+        from pyro_vae import report
+
+        shown = trainer.validation if trainer.validation is not None else trainer.examples
+        report.figures(self.pair, trainer.history, shown, self.folder / "figures")
+
+
+def _kept_config(folder: Path) -> dict[str, Any]:
+    """What somebody else, such as the command line, wrote into the folder's config before."""
+    if not (folder / saving.CONFIG).exists():
+        return {}
+    return {k: v for k, v in saving.read_config(folder).items() if k not in ("pyro_vae", "model")}
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Lets an interruption wait until both files of an epoch are there."""
+    try:
+        before = signal.signal(signal.SIGINT, lambda *_: waiting.append(True))
+    except ValueError:  # not in the main thread, where interruptions do not arrive anyway
+        yield
+        return
+    waiting: list[bool] = []
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if waiting:
+        raise KeyboardInterrupt
+
+
+class _Progress:
+    """A bar over epochs with the loss and the speed, refreshed a few times a second."""
+
+    def __init__(self, total: int, done: int, shown: bool):
+        from tqdm.auto import tqdm
+
+        self.bar = tqdm(total=total, initial=done, disable=not shown, unit="epoch")
+        self.last, self.count, self.since = 0.0, 0, time.perf_counter()
+
+    def step(self, loss: torch.Tensor, size: int) -> None:
+        self.count += size
+        now = time.perf_counter()
+        if self.bar.disable or now - self.last < 0.5:
+            return
+        speed = self.count / max(now - self.since, 1e-9)
+        self.bar.set_postfix_str(f"loss {loss.item():.2f} nats, {speed:,.0f} data/s")
+        self.last = now
+
+    def epoch(self, row: dict[str, float]) -> None:
+        valid = f", validation ELBO {row['validation_elbo']:.2f}" if "validation_elbo" in row else ""
+        self.bar.set_postfix_str(f"loss {row['loss']:.2f} nats{valid}, {row['samples_per_second']:,.0f} data/s")
+        self.bar.update()
+        self.count, self.since = 0, time.perf_counter()
+
+
+@contextlib.contextmanager
+def _bar(total: int, done: int, shown: bool) -> Iterator[_Progress]:
+    progress = _Progress(total, done, shown)
+    try:
+        yield progress
+    finally:
+        progress.bar.close()

@@ -1,0 +1,290 @@
+"""One walk over all components, then the one exact answer that is each one's own."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pyro
+import pytest
+import scipy.stats
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from torch import nn
+
+from pyro_vae import VAE, generate, guides, likelihoods, log_likelihood, networks, priors, reconstruct
+from pyro_vae.checks import InputError
+from pyro_vae.saving import build, spec
+from tests.component_table import GUIDES, LIKELIHOODS, NETWORKS, PRIORS, data_for, fresh, small, vae, variants
+
+SHAPES = [(7,), (1, 8, 8), (3, 12, 10)]
+
+
+def test_none_is_missing():
+    assert {c.__name__ for c in PRIORS} >= {"StandardNormal", "Mixture", "Vamp"}
+    assert {c.__name__ for c in LIKELIHOODS} >= {"Bernoulli", "Normal", "Categorical", "Binomial"}
+    assert {c.__name__ for c in GUIDES} >= {"MeanField", "FullCovariance"}
+    assert {c.__name__ for c in NETWORKS} >= {"MLP", "ConvEncoder", "ConvDecoder"}
+    for cls in PRIORS + LIKELIHOODS + GUIDES + NETWORKS:
+        assert cls.__doc__, f"{cls.__name__} has no docstring"
+
+
+@pytest.mark.parametrize("prior", variants(PRIORS), ids=repr)
+@pytest.mark.parametrize("guide", variants(GUIDES), ids=repr)
+def test_every_prior_with_every_guide(prior, guide):
+    walk(vae(prior=fresh(prior), guide=fresh(guide)), torch.rand(6, 4).round())
+
+
+@pytest.mark.parametrize("prior", variants(PRIORS), ids=repr)
+@pytest.mark.parametrize("likelihood", variants(LIKELIHOODS), ids=repr)
+def test_every_prior_with_every_likelihood(prior, likelihood):
+    walk(vae(prior=fresh(prior), likelihood=fresh(likelihood)), data_for(likelihood, 6, (4,)))
+
+
+def walk(pair: VAE, x: torch.Tensor) -> None:
+    """Builds, trains, scores, draws, rebuilds: what every combination must do."""
+    svi = SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    losses = [svi.step(x) for _ in range(3)]
+    assert all(math.isfinite(loss) for loss in losses)
+    pair.zero_grad()
+    Trace_ELBO().differentiable_loss(pair.model, pair.guide, x).backward()
+    for name, parameter in pair.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert (parameter.grad != 0).any(), name
+    score = log_likelihood(pair, x, 20)
+    assert score.values.isfinite().all()
+    drawn, again = generate(pair, 3), reconstruct(pair, x, output="sample")
+    for values, size in ((drawn, 3), (again, 6)):
+        assert values.shape == (size, *x.shape[1:])
+        pair.likelihood.check(values)
+    twin = build(spec(pair))
+    assert repr(twin) == repr(pair)
+    assert spec(twin) == spec(pair)
+    twin.load_state_dict(pair.state_dict())
+    assert torch.equal(log_likelihood(twin, x, 20).values, score.values)
+
+
+@pytest.mark.parametrize("event_shape", SHAPES)
+@pytest.mark.parametrize("likelihood", variants(LIKELIHOODS), ids=repr)
+def test_likelihoods_at_every_shape_and_batch(likelihood, event_shape):
+    built = fresh(likelihood).build(event_shape=torch.Size(event_shape))
+    for batch in ((), (5,), (2, 5)):
+        p = built(torch.randn(*batch, *built.params_shape))
+        assert p.batch_shape == batch
+        assert p.event_shape == event_shape
+        x = p.sample()
+        assert p.log_prob(x).isfinite().all()
+        built.check(x.reshape(-1, *event_shape))
+        assert built.as_input(x).shape == (*batch, *built.input_shape)
+        assert built.pseudo_input(torch.randn(*batch, *built.input_shape)).shape == (*batch, *built.input_shape)
+
+
+@pytest.mark.parametrize("guide", variants(GUIDES), ids=repr)
+def test_guides_at_every_batch(guide):
+    built = fresh(guide).build(latent_shape=torch.Size([3]))
+    for batch in ((), (5,), (2, 5)):
+        q = built(torch.randn(*batch, *built.params_shape))
+        assert (q.batch_shape, q.event_shape) == (batch, (3,))
+        assert q.has_rsample
+        assert q.log_prob(q.sample()).isfinite().all()
+
+
+@pytest.mark.parametrize("prior", variants(PRIORS), ids=repr)
+def test_priors_integrate_to_one(prior):
+    """∫ p(z) dz by the trapezoid rule over [−12, 12]², step 0.05."""
+    pair = vae(prior=fresh(prior), latent_dim=2)
+    axis = torch.linspace(-12, 12, 481)
+    grid = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        p = pair.prior()
+        assert (p.batch_shape, p.event_shape) == ((), (2,))
+        total = p.log_prob(grid).double().exp().sum() * 0.05**2
+    assert total.item() == pytest.approx(1.0, abs=2e-3)
+
+
+@pytest.mark.parametrize("prior", variants(PRIORS), ids=repr)
+def test_priors_sample_from_their_own_density(prior):
+    """E[log p(z)] over draws equals that by quadrature, within 4 standard errors (false alarm 6e-5)."""
+    pair = vae(prior=fresh(prior), latent_dim=2)
+    axis = torch.linspace(-12, 12, 481)
+    grid = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        p = pair.prior()
+        log_p = p.log_prob(grid).double()
+        exact = (log_p.exp() * log_p).sum() * 0.05**2
+        drawn = p.log_prob(p.sample((20_000,))).double()
+    assert abs(drawn.mean() - exact) < 4 * drawn.std() / 20_000**0.5 + 2e-3
+
+
+def test_gradients_reach_the_pseudo_inputs_through_the_guide():
+    pair = vae(prior=priors.Vamp(pseudo_inputs=3))
+    u = pair.likelihood.pseudo_input(pair.prior.free_inputs)
+    q = pair.encode_input(u)
+    z = torch.randn(5, 2)
+    by_hand = torch.stack([q.log_prob(zi.expand(3, 2)).logsumexp(0) - math.log(3) for zi in z])
+    torch.testing.assert_close(pair.prior().log_prob(z), by_hand)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "by_scipy"),
+    [
+        (likelihoods.Bernoulli(), lambda x, p: scipy.stats.bernoulli.logpmf(x, 1 / (1 + torch.exp(-p)))),
+        (likelihoods.Binomial(4), lambda x, p: scipy.stats.binom.logpmf(x, 4, 1 / (1 + torch.exp(-p)))),
+        (likelihoods.Normal(0.5), lambda x, p: scipy.stats.norm.logpdf(x, p, 0.5)),
+        (likelihoods.ContinuousBernoulli(), lambda x, p: p * x + torch.log(p / torch.expm1(p))),
+    ],
+    ids=lambda value: repr(value) if isinstance(value, likelihoods.Likelihood) else "scipy",
+)
+def test_densities_match_scipy(likelihood, by_scipy):
+    built = likelihood.build(event_shape=torch.Size([3])).double()
+    params = torch.randn(6, 3).double()
+    x = built(params).sample()
+    torch.testing.assert_close(built(params).log_prob(x), torch.as_tensor(by_scipy(x, params)).sum(-1))
+
+
+def test_normal_scales():
+    for scale in ("shared", "per datum"):
+        built = likelihoods.Normal(scale).build(event_shape=torch.Size([2])).double()
+        params = torch.randn(5, *built.params_shape).double()
+        raw = params[:, 2:] if scale == "per datum" else built.raw_scale
+        expected = scipy.stats.norm.logpdf(
+            torch.ones(5, 2), params[:, :2], (torch.log1p(raw.exp()) + 1e-3).detach().expand(5, 2)
+        )
+        torch.testing.assert_close(built(params).log_prob(torch.ones(5, 2).double()), torch.tensor(expected).sum(-1))
+
+
+def test_categorical_is_a_softmax_per_entry_with_one_hot_input():
+    built = likelihoods.Categorical(3).build(event_shape=torch.Size([2, 4, 4]))
+    params = torch.randn(5, 6, 4, 4)
+    x = torch.randint(3, (5, 2, 4, 4)).float()
+    table = params.reshape(5, 3, 2, 4, 4).log_softmax(1)
+    by_hand = table.gather(1, x.long()[:, None]).sum((1, 2, 3, 4))
+    torch.testing.assert_close(built(params).log_prob(x), by_hand)
+    code = built.as_input(x).reshape(5, 3, 2, 4, 4)
+    assert torch.equal(code.argmax(1).float(), x)
+    assert torch.equal(code.sum(1), torch.ones(5, 2, 4, 4))
+
+
+def test_full_covariance_is_its_matrix():
+    built = guides.FullCovariance().build(latent_shape=torch.Size([3])).double()
+    params = torch.randn(4, *built.params_shape).double()
+    q = built(params)
+    covariance = q.scale_tril @ q.scale_tril.mT
+    z = torch.randn(4, 3).double()
+    by_scipy = [scipy.stats.multivariate_normal.logpdf(z[i], q.loc[i], covariance[i]) for i in range(4)]
+    torch.testing.assert_close(q.log_prob(z), torch.tensor(by_scipy))
+    assert (q.scale_tril.triu(1) == 0).all()
+    params.requires_grad_()
+    built(params).log_prob(z).sum().backward()
+    assert (params.grad != 0).all()
+
+
+@pytest.mark.parametrize("event_shape", [(1, 8, 8), (3, 12, 10), (2, 7, 5), (9, 6)])
+def test_convolutions_reach_any_size(event_shape):
+    pair = vae(event_shape, 3, encoder=networks.ConvEncoder([4, 4]), decoder=networks.ConvDecoder([4, 4]))
+    x = torch.rand(5, *event_shape).round()
+    assert log_likelihood(pair, x, 4).values.shape == (5,)
+    assert generate(pair, 2).shape == (2, *event_shape)
+
+
+@pytest.mark.parametrize("network", [networks.MLP([5]), networks.ConvEncoder([3]), networks.ConvDecoder([3])], ids=repr)
+def test_networks_take_any_leading_dimensions(network):
+    built = network.build(in_shape=torch.Size([2, 6, 6]), out_shape=torch.Size([2, 6, 6])).eval()
+    x = torch.randn(3, 4, 2, 6, 6)
+    out = built(x)
+    assert out.shape == x.shape
+    torch.testing.assert_close(out[1, 2], built(x[1, 2]), rtol=1e-4, atol=1e-5)
+
+
+def test_any_module_serves_and_is_refused_where_it_does_not_fit():
+    conv = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.LazyLinear(4))
+    pair = vae((1, 8, 8), 2, encoder=conv, decoder=nn.Sequential(nn.Linear(2, 64)))
+    assert log_likelihood(pair, torch.rand(3, 1, 8, 8).round(), 5).values.isfinite().all()
+    with pytest.raises(InputError, match=r"Linear returns \(2, 30\).*wanted is one tensor of shape \(2, 4\)"):
+        vae(encoder=nn.Linear(4, 30))
+    with pytest.raises(InputError, match=r"Linear fails on an input of shape \(N, 4\)"):
+        vae(encoder=nn.Linear(7, 4))
+    with pytest.raises(InputError, match="torch.nn.Module"):
+        vae(encoder=lambda x: x)
+
+
+@pytest.mark.parametrize("cls", PRIORS + LIKELIHOODS + GUIDES + NETWORKS, ids=lambda c: c.__name__)
+def test_arguments_are_kept_and_printed(cls):
+    component = small(cls)
+    rebuilt = build(spec(component))
+    assert rebuilt.arguments() == component.arguments()
+    assert repr(rebuilt) == repr(component)
+    namespace = {**vars(priors), **vars(likelihoods), **vars(guides), **vars(networks)}
+    assert repr(eval(repr(component), namespace)) == repr(component)
+
+
+def test_an_instance_belongs_to_one_place():
+    prior = priors.Mixture(3)
+    vae(prior=prior)
+    with pytest.raises(InputError, match=r"Mixture\(components=3\) is already built"):
+        vae(prior=prior)
+    network = networks.MLP([5])
+    with pytest.raises(InputError, match="one instance"):
+        vae(encoder=network, decoder=network)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VAE(event_shape=(0,)), "event_shape"),
+        (lambda: VAE(event_shape=(-3, 4)), "event_shape"),
+        (lambda: VAE(event_shape=()), "event_shape"),
+        (lambda: VAE(event_shape=(4,), latent_dim=-1), "latent_dim=-1"),
+        (lambda: VAE(event_shape=(4,), latent_dim=2.0), "latent_dim=2.0"),
+        (lambda: VAE(event_shape=(4,), prior=likelihoods.Bernoulli()), r"prior=Bernoulli\(\) must be a .*Prior"),
+        (lambda: VAE(event_shape=(4,), prior="Mixture"), "prior='Mixture' must be"),
+        (lambda: VAE(event_shape=(4,), likelihood=likelihoods.Bernoulli), "likelihood="),
+        (lambda: VAE(event_shape=(4,), encoder=networks.ConvEncoder()), "works on images"),
+        (lambda: priors.Mixture(0), "components=0"),
+        (lambda: likelihoods.Normal("sharred"), "Did you mean 'shared'"),
+        (lambda: likelihoods.Normal(-1.0), "scale=-1.0"),
+        (lambda: networks.MLP([400, 0]), "width"),
+        (lambda: networks.MLP("400"), "hidden='400'"),
+        (lambda: networks.MLP([4], activation="rellu"), "Did you mean 'relu'"),
+        (lambda: networks.ConvEncoder(kernel=4), "kernel=4 must be odd"),
+    ],
+)
+def test_bad_arguments_are_named(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_grey_pixels_meet_the_three_ways_out():
+    with pytest.raises(InputError, match="binarise.*ContinuousBernoulli.*relaxed=True"):
+        vae().check(torch.full((2, 4), 0.5))
+
+
+def test_two_models_side_by_side_train_as_each_would_alone():
+    x = torch.rand(8, 4).round()
+
+    def trained(others: int) -> list[torch.Tensor]:
+        pyro.set_rng_seed(1)
+        pair = vae()
+        rivals = [vae() for _ in range(others)]
+        pyro.set_rng_seed(2)
+        svi = SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+        for _ in range(3):
+            svi.step(x)
+        for rival in rivals:
+            SVI(rival.model, rival.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(x)
+        return [p.detach().clone() for p in pair.parameters()]
+
+    assert all(torch.equal(a, b) for a, b in zip(trained(0), trained(2), strict=True))
+
+
+def test_a_deep_copy_trains_on_its_own():
+    pair = vae(prior=priors.Vamp(3))
+    twin = copy.deepcopy(pair)
+    before = [p.detach().clone() for p in pair.parameters()]
+    x = torch.rand(8, 4).round()
+    SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(x)
+    moved = [p.detach().clone() for p in pair.parameters()]
+    SVI(twin.model, twin.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(x)
+    assert all(torch.equal(a, b) for a, b in zip(moved, pair.parameters(), strict=True))
+    assert all(not torch.equal(a, b) for a, b in zip(before, twin.parameters(), strict=True))

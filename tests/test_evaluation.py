@@ -1,0 +1,268 @@
+"""Scores against closed forms: log p(x), the ELBO's gap, and what evaluation must leave alone.
+
+False-alarm rates: comparisons "within 3 standard errors" fail by chance in 0.3 % of seeds; seeds are fixed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from pyro_vae import VAE, Pair, elbo_terms, generate, likelihoods, log_likelihood, networks
+from pyro_vae.checks import InputError
+from tests.conftest import random_states
+
+
+def test_one_sample_is_exact_at_the_exact_posterior(linear_gaussian):
+    x = linear_gaussian.data(50)
+    score = log_likelihood(linear_gaussian.exact_pair(), x, num_samples=1)
+    exact = linear_gaussian.marginal().log_prob(x)
+    torch.testing.assert_close(score.values, exact, rtol=0, atol=1e-10)
+    assert score.mean == pytest.approx(exact.mean().item(), abs=1e-10)
+    assert score.stderr == pytest.approx(exact.std().item() / math.sqrt(50), rel=1e-9)
+
+
+def test_poor_guide_is_within_three_standard_errors(linear_gaussian):
+    x = linear_gaussian.data(40)
+    exact = linear_gaussian.marginal().log_prob(x)
+    score = log_likelihood(linear_gaussian.poor_pair(), x, num_samples=5000)
+    assert abs(score.mean - exact.mean().item()) < 3 * score.mean_mc_stderr
+    z = (score.values - exact) / score.mc_stderr
+    assert 0.7 < z.square().mean() < 1.5  # the claimed Monte Carlo errors have the size they claim (χ²₄₀, 1 % off)
+
+
+def test_the_estimate_is_unbiased_in_p_not_in_log_p(linear_gaussian):
+    x = linear_gaussian.data(1)
+    exact = linear_gaussian.marginal().log_prob(x).item()
+    values = torch.cat([log_likelihood(linear_gaussian.poor_pair(), x, 4, seed=s).values for s in range(400)])
+    ratio = (values - exact).exp()
+    assert abs(ratio.mean() - 1) < 3 * ratio.std() / 20
+    assert values.mean() < exact - 3 * values.std() / 20  # Jensen: log p is underestimated at K = 4
+
+
+@pytest.mark.parametrize("num_samples", [1, 7, 64, 1000])
+@pytest.mark.parametrize("max_memory", [1, 20_000, 2**28])
+def test_exactly_k_samples_for_any_k_and_chunk(linear_gaussian, num_samples, max_memory):
+    drawn = 0
+    x = linear_gaussian.data(5)
+
+    class Counted(dist.MultivariateNormal):
+        def rsample(self, sample_shape=torch.Size()):  # noqa: B008 - torch's own signature
+            nonlocal drawn
+            value = super().rsample(sample_shape)
+            drawn += value[..., 0].numel()
+            return value
+
+        def expand(self, batch_shape, _instance=None):
+            mean = self.loc.expand(*batch_shape, 2)
+            return Counted(mean, self.covariance_matrix.expand(*batch_shape, 2, 2))
+
+    def guide(x):
+        exact = linear_gaussian.posterior(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", Counted(exact.mean, exact.covariance_matrix))
+
+    pair = Pair(linear_gaussian.model, guide)
+    log_likelihood(pair, x, 1, max_memory=max_memory)
+    overhead, drawn = drawn - 5, 0  # the look at the layout, the guide's own trace
+    score = log_likelihood(pair, x, num_samples, max_memory=max_memory)
+    extra = drawn - overhead - 5 * num_samples
+    assert 0 <= abs(extra) <= 10
+    assert score.num_samples == num_samples
+    assert score.values.shape == score.khat.shape == score.ess.shape == (5,)
+
+
+def test_chunks_do_not_change_the_weights_count(linear_gaussian):
+    """K not divisible by the chunk, N not divisible by the rows: equal weights make ESS = K exactly."""
+    x = linear_gaussian.data(11)
+    for max_memory in (1, 3_000, 10_000, 2**28):
+        score = log_likelihood(linear_gaussian.exact_pair(), x, 37, max_memory=max_memory)
+        torch.testing.assert_close(score.ess, torch.full((11,), 37.0).double(), rtol=0, atol=1e-8)
+        torch.testing.assert_close(score.values, linear_gaussian.marginal().log_prob(x), rtol=0, atol=1e-10)
+
+
+class CountingEncoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.rows = nn.Linear(6, 4), 0
+
+    def forward(self, x):
+        self.rows += len(x)
+        return self.linear(x)
+
+
+def test_the_encoder_runs_once_a_datum():
+    encoder = CountingEncoder()
+    vae = VAE(event_shape=(6,), latent_dim=2, encoder=encoder, decoder=networks.MLP([3]))
+    x = torch.rand(100, 6).round()
+    encoder.rows = 0
+    log_likelihood(vae, x, num_samples=500, max_memory=200_000)
+    looks = encoder.rows - 100
+    encoder.rows = 0
+    log_likelihood(vae, x, num_samples=50, max_memory=200_000)
+    assert encoder.rows - 100 == looks <= 300  # the look at layout and memory does not grow with K or N
+
+
+def test_evaluation_leaves_no_mark(linear_gaussian):
+    vae = VAE(
+        event_shape=(6,), latent_dim=2, encoder=nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    )
+    optimizer = torch.optim.Adam(vae.parameters())
+    x = torch.rand(9, 6).round()
+    pyro.infer.Trace_ELBO().differentiable_loss(vae.model, vae.guide, x).backward()
+    optimizer.step()
+    vae.encoder.eval()
+    modes = [module.training for module in vae.modules()]
+    state = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    moments = [v["exp_avg"].clone() for v in optimizer.state.values()]
+    randomness = random_states()
+    log_likelihood(vae, x, 10)
+    elbo_terms(vae, x)
+    generate(vae, 3, seed=1)
+    assert random_states() == randomness
+    assert [module.training for module in vae.modules()] == modes
+    assert all(torch.equal(tensor, state[name]) for name, tensor in vae.state_dict().items())
+    assert all(torch.equal(v["exp_avg"], m) for v, m in zip(optimizer.state.values(), moments, strict=True))
+
+
+def test_elbo_plus_gap_is_the_evidence(linear_gaussian):
+    x = linear_gaussian.data(30)
+    terms = elbo_terms(linear_gaussian.poor_pair(), x, num_samples=2000)
+    gap = linear_gaussian.kl_of_poor_guide(x)
+    exact = linear_gaussian.marginal().log_prob(x)
+    assert terms.elbo + gap.mean().item() == pytest.approx(exact.mean().item(), abs=0.02)
+    assert (terms.values + gap - exact).abs().max() < 0.25
+    assert terms.elbo == pytest.approx(terms.values.mean().item(), abs=1e-9)
+
+
+def test_terms_add_up_per_site(linear_gaussian):
+    terms = elbo_terms(linear_gaussian.exact_pair(), linear_gaussian.data(30), num_samples=3)
+    assert set(terms.sites) == {"z", "x"}
+    assert terms.kl == terms.sites["z"]
+    assert terms.reconstruction == terms.sites["x"]
+    assert terms.elbo == pytest.approx(terms.reconstruction - terms.kl, abs=1e-12)
+    exact = linear_gaussian.marginal().log_prob(linear_gaussian.data(30)).mean().item()
+    assert terms.elbo == pytest.approx(exact, abs=1e-10)
+
+
+def test_every_datum_counts_once_whatever_the_batch(linear_gaussian):
+    x = linear_gaussian.data(23)
+    exact = linear_gaussian.marginal().log_prob(x)
+    for batch_size in (1, 5, 23, 100):
+        terms = elbo_terms(linear_gaussian.exact_pair(), x, batch_size=batch_size)
+        torch.testing.assert_close(terms.values, exact, rtol=0, atol=1e-10)
+        assert terms.elbo == pytest.approx(exact.mean().item(), abs=1e-10)
+
+
+def with_global_latent(subsample: int | None):
+    """A global mean with a datum's noise: its KL counts once for the set."""
+
+    def plate(x):
+        return pyro.plate("data", subsample, subsample=x) if subsample else pyro.plate("data", len(x))
+
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(()).double(), 1.0))
+        with plate(x):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("mean", dist.Delta(torch.full((), 0.5).double()))
+
+    return Pair(model, guide)
+
+
+@pytest.mark.parametrize("batch_size", [4, 10, 1000])
+def test_global_latents_are_scored_once_and_refused_per_datum(batch_size):
+    x = torch.randn(10).double()
+    kl = -dist.Normal(torch.zeros(()).double(), 1.0).log_prob(torch.tensor(0.5).double()).item()
+    reconstruction = dist.Normal(torch.tensor(0.5).double(), 1.0).log_prob(x).mean().item()
+    terms = elbo_terms(with_global_latent(None), x, batch_size=batch_size)
+    assert terms.kl == pytest.approx(kl / 10, abs=1e-12)
+    assert terms.elbo == pytest.approx(reconstruction - kl / 10, abs=1e-12)
+    assert terms.values is None
+    subsampled = elbo_terms(with_global_latent(500), x, batch_size=batch_size)
+    assert subsampled.kl == pytest.approx(kl / 500, abs=1e-12)
+    assert subsampled.reconstruction == pytest.approx(reconstruction, abs=1e-12)
+    with pytest.raises(InputError, match="'mean'"):
+        log_likelihood(with_global_latent(None), x, 5)
+
+
+def test_confident_wrong_pixels_are_not_clamped():
+    """Logits throughout: a pixel that is surely wrong costs its full price, below −20 nats."""
+    vae = VAE(event_shape=(2,), latent_dim=1, decoder=networks.MLP([]))
+    with torch.no_grad():
+        for parameter in vae.decoder.parameters():
+            parameter.zero_()
+        vae.decoder.layers[-1].bias.copy_(torch.tensor([40.0, -40.0]))
+        for parameter in vae.encoder.parameters():
+            parameter.zero_()
+    score = log_likelihood(vae, torch.tensor([[0.0, 1.0]]), 2000)
+    assert score.mean == pytest.approx(-80.0, abs=0.5)
+
+
+def test_relaxed_bernoulli_scores_are_labelled():
+    vae = VAE(event_shape=(4,), latent_dim=2, likelihood=likelihoods.Bernoulli(relaxed=True))
+    grey, binary = torch.rand(5, 4), torch.rand(5, 4).round()
+    assert "no log-likelihood" in log_likelihood(vae, grey, 3).notes[0]
+    assert "no log-likelihood" in str(log_likelihood(vae, grey, 3))
+    assert elbo_terms(vae, grey).notes
+    assert log_likelihood(vae, binary, 3).notes == ()
+
+
+def test_binarised_scores_repeat_under_their_seed():
+    vae, grey = VAE(event_shape=(4,), latent_dim=2), torch.rand(50, 4)
+    first = log_likelihood(vae, grey, 20, binarize="dynamic", seed=3)
+    again = log_likelihood(vae, grey, 20, binarize="dynamic", seed=3)
+    other = log_likelihood(vae, grey, 20, binarize="dynamic", seed=4)
+    assert torch.equal(first.values, again.values)
+    assert not torch.equal(first.values, other.values)
+
+
+def test_khat_warns_of_a_guide_that_is_too_narrow(linear_gaussian):
+    def narrow(x):
+        with pyro.plate("data", len(x)):
+            exact = linear_gaussian.posterior(x)
+            pyro.sample("z", dist.MultivariateNormal(exact.mean, 0.05 * exact.covariance_matrix))
+
+    x = linear_gaussian.data(20)
+    bad = log_likelihood(Pair(linear_gaussian.model, narrow), x, 2000)
+    good = log_likelihood(linear_gaussian.poor_pair(), x, 2000)
+    assert (bad.khat > 0.7).double().mean() > 0.8
+    assert (good.khat < 0.7).all()
+    assert (bad.ess < good.ess).all()
+
+
+def test_a_dataset_a_loader_and_an_array_score_like_a_tensor(linear_gaussian):
+    x = linear_gaussian.data(9)
+    pair = linear_gaussian.exact_pair()
+    expected = log_likelihood(pair, x, 2).values
+    dataset = torch.utils.data.TensorDataset(x)
+    for other in (dataset, torch.utils.data.DataLoader(dataset, batch_size=4), np.asarray(x)):
+        torch.testing.assert_close(log_likelihood(pair, other, 2).values, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.tensor([[0.0, 1.0], [float("nan"), 0.0]]), r"x\[1, 0\]|datum 1"),
+        (torch.zeros(3, 5), "event_shape"),
+        (torch.zeros(0, 2), "no data"),
+        (torch.full((2, 2), 2.0), "support"),
+        ("no-such-data", "no-such-data"),
+    ],
+)
+def test_bad_data_are_refused(x, message):
+    with pytest.raises(InputError, match=message):
+        log_likelihood(VAE(event_shape=(2,), latent_dim=1), x, 3)
+
+
+@pytest.mark.parametrize("num_samples", [0, -1, 2.5, True])
+def test_bad_sample_counts_are_refused(linear_gaussian, num_samples):
+    with pytest.raises(InputError, match="num_samples"):
+        log_likelihood(linear_gaussian.exact_pair(), linear_gaussian.data(3), num_samples)
