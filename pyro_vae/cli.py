@@ -83,7 +83,8 @@ def train(arguments: list[str]) -> None:
     parser = _train_parser()
     config = parser.parse_args(_with_inline_config(arguments))
     from pyro_vae import data, saving
-    from pyro_vae.training import claim, fit
+    from pyro_vae.runs import claim
+    from pyro_vae.training import fit
 
     out = claim(config.out or _free_folder(config.data), config.resume)
     splits = data.load(
@@ -451,7 +452,9 @@ def _parser(command: str, description: str) -> Any:
         outermost = False
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise CommandError(_explained(message, self) if self.outermost else message)
+            if not self.outermost:
+                raise argparse.ArgumentError(None, message)  # jsonargparse adds which class it was
+            raise CommandError(_explained(message, self))
 
     parser = Parser(prog=f"pyro-vae {command}", description=description, allow_abbrev=False)
     parser.outermost = True

@@ -402,7 +402,8 @@ class Stream:
             if not fixed:
                 raise InputError(
                     "binarize='static' needs to know which datum is which, but this DataLoader has "
-                    "an order of its own; pass its Dataset, a DataLoader with shuffle=False, or binarize='dynamic'."
+                    "an order of its own; pass its Dataset, a DataLoader with shuffle=False, or "
+                    "binarize='dynamic'."
                 )
         self.binarize, self.seed = binarize, seed
 
@@ -432,9 +433,7 @@ def _item(item: Any, keep: int | None) -> tuple[Batch, int | None]:
     label = parts[1] if len(parts) > 1 and (keep or 1) == 1 else None
     if isinstance(label, Tensor) and label.dim() == 0 and not label.is_floating_point():
         label = int(label)
-    return tuple(map(_tensor, parts[: keep or 1])), int(label) if isinstance(
-        label, numbers.Integral
-    ) else None
+    return tuple(map(_tensor, parts[: keep or 1])), int(label) if isinstance(label, numbers.Integral) else None
 
 
 def _tensor(value: Any) -> Tensor:
@@ -450,9 +449,7 @@ def _tensor(value: Any) -> Tensor:
     array = np.asarray(value)
     if array.dtype.kind not in "buif":
         raise InputError(f"An array of dtype {array.dtype} holds no real numbers.")
-    if (
-        array.dtype.kind == "f" and array.itemsize >= 8
-    ):  # NumPy's default, which nobody chose: becomes torch's
+    if array.dtype.kind == "f" and array.itemsize >= 8:  # NumPy's default, which nobody chose: becomes torch's
         return torch.from_numpy(np.require(array, np.float64, "CW")).to(torch.get_default_dtype())
     wide = array.dtype.kind == "u" and array.itemsize > 1  # torch hardly computes with these
     dtype = np.int64 if wide else array.dtype.newbyteorder("=")
@@ -588,9 +585,7 @@ def _in_threads(function: Callable[[Any], Any], values: Sequence[Any], threads: 
 def _free_bytes(device: torch.device) -> int:
     """Memory that is free, in bytes: the host's, and the device's if that is less."""
     try:
-        meminfo = Path(
-            "/proc/meminfo"
-        ).read_text()  # counts what the page cache can give back; sysconf does not
+        meminfo = Path("/proc/meminfo").read_text()  # counts what the page cache can give back; sysconf does not
         free = int(re.search(r"MemAvailable:\s+(\d+) kB", meminfo)[1]) * 1024
         group = Path("/sys/fs/cgroup")  # a container's own limit
         limit = (group / "memory.max").read_text().strip() if (group / "memory.max").exists() else "max"
@@ -714,7 +709,8 @@ def _parts(name: str, root: Any, size: int | None, download: bool) -> dict[str, 
         return _torchvision(known, *found, root, size, download)
     raise InputError(
         f"{name!r} is no data set known here.{nearest(name, NAMES)} Wanted: one of "
-        f"{', '.join(NAMES)}, another class of torchvision.datasets with a training and a test part, or the path of a file or folder."
+        f"{', '.join(NAMES)}, another class of torchvision.datasets with a training and a test part, or the "
+        "path of a file or folder."
     )
 
 
@@ -728,15 +724,12 @@ def _split(parts: dict[str, Any], source: str, sizes: dict[str, int] | None = No
     if not sizes:
         return parts
     if n <= sum(sizes.values()):
-        raise InputError(
-            f"{source} holds {n} data; wanted: one at least for each of train, {', '.join(sizes)}."
-        )
+        raise InputError(f"{source} holds {n} data; wanted: one at least for each of train, {', '.join(sizes)}.")
     pieces = torch.randperm(n, generator=torch.Generator().manual_seed(0)).split(
         [n - sum(sizes.values()), *sizes.values()]
     )
     cut = {
-        name: parts["train"].take(piece.sort().values)
-        for name, piece in zip(("train", *sizes), pieces, strict=True)
+        name: parts["train"].take(piece.sort().values) for name, piece in zip(("train", *sizes), pieces, strict=True)
     }
     return parts | cut
 
@@ -839,9 +832,7 @@ def _pixels(image: Any, mode: str | None = None) -> Tensor:
     import numpy as np
 
     if image.mode not in _MODES:
-        raise InputError(
-            f"A picture of mode {image.mode!r} has no bytes for pixels; save it with 8 bits a channel."
-        )
+        raise InputError(f"A picture of mode {image.mode!r} has no bytes for pixels; save it with 8 bits a channel.")
     pixels = torch.from_numpy(np.array(image.convert(mode or _MODES[image.mode])))
     return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
 
@@ -869,9 +860,7 @@ def _sized(examples: Examples, size: int | None) -> Examples:
     if size is None:
         return examples
     if examples.x.dim() != 4:
-        raise InputError(
-            f"size={size} is for pictures (C, H, W), but a datum is {tuple(examples.event_shape)}."
-        )
+        raise InputError(f"size={size} is for pictures (C, H, W), but a datum is {tuple(examples.event_shape)}.")
     x = torch.cat([_resized(examples.x[part], size) for part in _slices(examples.x)])
     return Examples(x, examples.y, levels=examples.levels)
 
@@ -881,9 +870,7 @@ class _Pictures(Dataset):
 
     def __init__(self, files: list[Path], labels: list[int] | None, size: int | None):
         self.files, self.labels, self.size = files, labels, size
-        headers = _in_threads(
-            lambda file: self._open(file, lambda i: (_MODES.get(i.mode, i.mode), i.size)), files
-        )
+        headers = _in_threads(lambda file: self._open(file, lambda i: (_MODES.get(i.mode, i.mode), i.size)), files)
         odd = next((i for i, header in enumerate(headers) if header != headers[0]), None)
         if odd is not None and size is None:
             one, other = (f"{files[i]} is {headers[i][0]} {headers[i][1]}" for i in (odd, 0))
@@ -914,11 +901,7 @@ class _Pictures(Dataset):
 def _folder(path: Path, size: int | None) -> dict[str, Any]:
     """A folder of pictures, in train/, test/ ... if those are its subfolders."""
     inside = [child for child in sorted(path.iterdir()) if not child.name.startswith(".")]
-    named = {
-        _PARTS[child.name.lower()]: child
-        for child in inside
-        if child.is_dir() and child.name.lower() in _PARTS
-    }
+    named = {_PARTS[child.name.lower()]: child for child in inside if child.is_dir() and child.name.lower() in _PARTS}
     if len(named) == len(inside) and "train" in named:
         return {part: _pictures(child, size) for part, child in named.items()}
     return {"train": _pictures(path, size)}
@@ -958,15 +941,9 @@ def _file(path: Path) -> dict[str, Examples]:
     parts: dict[str, dict[str, Any]] = {}
     for name, (part, kind) in _roles(named, path).items():
         if kind in parts.setdefault(part, {}):
-            raise InputError(
-                f"{path} holds {', '.join(named)}: two of them could be {kind} of the {part} part."
-            )
+            raise InputError(f"{path} holds {', '.join(named)}: two of them could be {kind} of the {part} part.")
         parts[part][kind] = named[name]
-    return {
-        part: _from_tensors((arrays["x"],), arrays.get("y"))
-        for part, arrays in parts.items()
-        if "x" in arrays
-    }
+    return {part: _from_tensors((arrays["x"],), arrays.get("y")) for part, arrays in parts.items() if "x" in arrays}
 
 
 def _roles(named: dict[str, Any], path: Path) -> dict[str, tuple[str, str]]:
@@ -1016,14 +993,10 @@ def _read_csv(path: Path) -> dict[str, Any]:
     if first is None:
         raise InputError(f"{path} is empty.")
     # columns numbered 0, 1, 2 ... are a header too, as pandas writes it for an array
-    header = not all(map(_is_number, first)) or (
-        len(first) > 1 and first == [str(i) for i in range(len(first))]
-    )
+    header = not all(map(_is_number, first)) or (len(first) > 1 and first == [str(i) for i in range(len(first))])
     names = first if header else [""] * len(first)
     label = next((i for i, name in enumerate(names) if name.strip().lower() in _Y), None)
-    columns = [
-        i for i, name in enumerate(names) if i != label and (name or not header)
-    ]  # no name: pandas' index
+    columns = [i for i, name in enumerate(names) if i != label and (name or not header)]  # no name: pandas' index
 
     def read(columns: Any, **options: Any) -> Any:
         options |= {"delimiter": ",", "comments": None, "quotechar": '"', "encoding": "utf-8-sig"}
@@ -1031,9 +1004,7 @@ def _read_csv(path: Path) -> dict[str, Any]:
             warnings.simplefilter("error")  # there is just a warning where nothing follows the header
             return np.loadtxt(path, skiprows=int(header), usecols=columns, **options)
 
-    return {"x": read(columns, ndmin=2)} | (
-        {} if label is None else {"y": _numbers(read(label, ndmin=1, dtype=str))}
-    )
+    return {"x": read(columns, ndmin=2)} | ({} if label is None else {"y": _numbers(read(label, ndmin=1, dtype=str))})
 
 
 def _numbers(words: Any) -> Any:
@@ -1057,9 +1028,7 @@ def _read_parquet(path: Path) -> dict[str, Any]:
     except ImportError as error:
         raise InputError(f"{path} needs pyarrow to be read: run `pip install pyarrow`.") from error
     table = pyarrow.parquet.read_table(path)
-    columns = {
-        name: table.column(name).to_numpy() for name in table.column_names if not name.startswith("__index_")
-    }
+    columns = {name: table.column(name).to_numpy() for name in table.column_names if not name.startswith("__index_")}
     label = next((name for name in columns if name.lower() in _Y), None)
     labels = {} if label is None else {"y": columns.pop(label)}
     for name, values in columns.items():

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import logging
 import math
 import random
-import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +22,7 @@ from pyro_vae import data, saving
 from pyro_vae.checks import InputError, one_of, positive, positive_int
 from pyro_vae.divergence import TrainingDiverged, explain
 from pyro_vae.evaluation import check_data, elbo_terms
-from pyro_vae.files import read_tensors, write_tensors, write_text
+from pyro_vae.files import read_tensors
 from pyro_vae.pair import (
     as_pair,
     data_plate,
@@ -36,8 +33,9 @@ from pyro_vae.pair import (
     remember,
     trace_pair,
 )
+from pyro_vae.progress import bar_over
+from pyro_vae.runs import CHECKPOINT, RunLog, claim
 
-CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.csv"
 Schedule = Callable[[float], float]
 
 logger = logging.getLogger("pyro_vae")
@@ -173,7 +171,8 @@ def fit(
     folder = claim(out, resume)
     training, validation = _sets(x, validation, binarize, seed)
     trainer = Trainer(as_pair(pair), settings, objective or Trace_ELBO(), device)
-    trainer.prepare(training, validation, optimizer, binarize)
+    with kept_random_state(trainer.device):
+        trainer.prepare(training, validation, optimizer, binarize)
     with kept_random_state(trainer.device, trainer.rank_seed()) if seed is not None else contextlib.nullcontext():
         log = RunLog(folder if trainer.is_main else None, trainer.pair)
         if resume and (folder / CHECKPOINT).exists():
@@ -181,22 +180,10 @@ def fit(
         else:
             log.start()
         trainer.run(log, progress and trainer.is_main)
-    log.finish(trainer)
+    log.finish(trainer.history, trainer.examples if trainer.validation is None else trainer.validation)
     return FitResult(
         trainer.pair, trainer.history, trainer.stopped_because, trainer.best_epoch, folder, str(trainer.device)
     )
-
-
-def claim(out: str | Path | None, resume: bool) -> Path | None:
-    """The run folder as a path, after a look that it does not hold another run already."""
-    if out is None:
-        return None
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"out={str(out)!r} is a file; name a folder.")
-    if not resume and any((folder / name).exists() for name in (METRICS, saving.WEIGHTS, CHECKPOINT)):
-        raise InputError(f"out={str(out)!r} holds a run already; pass resume=True to go on with it, or another folder.")
-    return folder
 
 
 def _sets(x: Any, validation: Any, binarize: str | None, seed: int | None) -> tuple[Any, Any]:
@@ -339,7 +326,7 @@ class Trainer:
 
     def run(self, log: RunLog, progress: bool) -> None:
         """Epochs until they are done, patience ends, or the user interrupts."""
-        with _bar(self.settings.epochs, len(self.history), progress) as bar, warnings.catch_warnings():
+        with bar_over(self.settings.epochs, len(self.history), progress) as bar, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Encountered NaN")  # what Pyro says of it; _step says more
             for epoch in range(len(self.history) + 1, self.settings.epochs + 1):
                 if self.stopped_because == "patience":
@@ -355,7 +342,7 @@ class Trainer:
                 self.history.append(row)
                 if self._out_of_patience(row):
                     self.stopped_because = "patience"
-                log.epoch(self)
+                log.epoch(self.history, self.checkpoint())
                 bar.epoch(row)
         self.stopped_because = self.stopped_because or "epochs"
         if self.stopped_because == "patience":
@@ -466,7 +453,7 @@ class Trainer:
             "stopped_because": self.stopped_because,
             "order_seed": self.order_seed,
             "weights": saving.state(self.pair),
-            "optimizer": _plain_optimizer_state(self.optimizer),
+            "optimizer": self.optimizer.state_dict(),
             "random": {
                 "torch": torch.get_rng_state(),
                 "device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -519,120 +506,7 @@ def _optimizer(make: Any, tensors: list[torch.Tensor], lr: float) -> torch.optim
     return made
 
 
-def _plain_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    return optimizer.state_dict()
-
-
 def _full_optimizer_state(state: dict[str, Any]) -> dict[str, Any]:
     """Undoes what a file with string keys does to torch's integer keys and tuples."""
     groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in state["param_groups"]]
     return {"state": {int(k): v for k, v in state["state"].items()}, "param_groups": groups}
-
-
-class RunLog:
-    """Writes the run folder; does nothing without one."""
-
-    def __init__(self, folder: Path | None, pair: Any):
-        self.folder, self.pair = folder, pair
-        self._writer: Any = None
-        if folder is not None:
-            with contextlib.suppress(ImportError):
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def start(self) -> None:
-        """The spec and the weights at the start."""
-        if self.folder is not None:
-            saving.save(self.pair, self.folder, config=_kept_config(self.folder))
-
-    def epoch(self, trainer: Trainer) -> None:
-        """The numbers and the state after an epoch."""
-        if self.folder is None:
-            return
-        rows = io.StringIO()
-        writer = csv.DictWriter(rows, fieldnames=list(trainer.history[0]))
-        writer.writeheader()
-        writer.writerows(trainer.history)
-        with _uninterrupted():
-            write_tensors(self.folder / CHECKPOINT, trainer.checkpoint())
-            write_text(self.folder / METRICS, rows.getvalue())
-        if self._writer is not None:
-            row = trainer.history[-1]
-            for name in row.keys() - {"epoch"}:
-                self._writer.add_scalar(name, row[name], int(row["epoch"]))
-
-    def keep_good_weights(self) -> None:
-        """The weights as they are, for a run that can't go on."""
-        if self.folder is not None:
-            saving.write_weights(self.pair, self.folder / saving.WEIGHTS)
-
-    def finish(self, trainer: Trainer) -> None:
-        """The final weights and the figures."""
-        if self._writer is not None:
-            self._writer.close()
-        if self.folder is None:
-            return
-        saving.write_weights(self.pair, self.folder / saving.WEIGHTS)
-        from pyro_vae import report
-
-        shown = trainer.validation if trainer.validation is not None else trainer.examples
-        report.figures(self.pair, trainer.history, shown, self.folder / "figures")
-
-
-def _kept_config(folder: Path) -> dict[str, Any]:
-    """What somebody else, such as the command line, wrote into the folder's config before."""
-    if not (folder / saving.CONFIG).exists():
-        return {}
-    return {k: v for k, v in saving.read_config(folder).items() if k not in ("pyro_vae", "model")}
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Lets an interruption wait until both files of an epoch are there."""
-    try:
-        before = signal.signal(signal.SIGINT, lambda *_: waiting.append(True))
-    except ValueError:  # not in the main thread, where interruptions do not arrive anyway
-        yield
-        return
-    waiting: list[bool] = []
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if waiting:
-        raise KeyboardInterrupt
-
-
-class _Progress:
-    """A bar over epochs with the loss and the speed, refreshed a few times a second."""
-
-    def __init__(self, total: int, done: int, shown: bool):
-        from tqdm.auto import tqdm
-
-        self.bar = tqdm(total=total, initial=done, disable=not shown, unit="epoch")
-        self.last, self.count, self.since = 0.0, 0, time.perf_counter()
-
-    def step(self, loss: torch.Tensor, size: int) -> None:
-        self.count += size
-        now = time.perf_counter()
-        if self.bar.disable or now - self.last < 0.5:
-            return
-        speed = self.count / max(now - self.since, 1e-9)
-        self.bar.set_postfix_str(f"loss {loss.item():.2f} nats, {speed:,.0f} data/s")
-        self.last = now
-
-    def epoch(self, row: dict[str, float]) -> None:
-        valid = f", validation ELBO {row['validation_elbo']:.2f}" if "validation_elbo" in row else ""
-        self.bar.set_postfix_str(f"loss {row['loss']:.2f} nats{valid}, {row['samples_per_second']:,.0f} data/s")
-        self.bar.update()
-        self.count, self.since = 0, time.perf_counter()
-
-
-@contextlib.contextmanager
-def _bar(total: int, done: int, shown: bool) -> Iterator[_Progress]:
-    progress = _Progress(total, done, shown)
-    try:
-        yield progress
-    finally:
-        progress.bar.close()

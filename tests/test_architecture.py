@@ -16,7 +16,8 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 # From the top to the bottom: a module imports only from modules below it.
 ORDER = [
-    "__main__", "cli", "training", "report", "plotting", "evaluation", "saving", "models.vae", "models.base",
+    "__main__", "cli", "training", "progress", "runs", "report", "plotting",
+    "evaluation", "saving", "models.vae", "models.base",
     "sampling", "importance", "diagnostics", "divergence", "pair", "priors", "likelihoods", "guides", "networks",
     "component", "data", "files", "checks",
 ]  # fmt: skip

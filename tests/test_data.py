@@ -147,9 +147,7 @@ def test_dynamic_is_drawn_anew_with_the_right_mean():
     """Each of 400 means of 2,000 draws within 5 standard errors: a false alarm once in about 4,000 seeds."""
     x = torch.linspace(0, 1, 400)[None]
     for examples in held_and_streamed(x, binarize="dynamic"):
-        draws = torch.stack(
-            [everything(examples)[0] for _ in range(2 if isinstance(examples, Stream) else 2000)]
-        )
+        draws = torch.stack([everything(examples)[0] for _ in range(2 if isinstance(examples, Stream) else 2000)])
         assert not torch.equal(draws[0], draws[1])
         assert set(draws.unique().tolist()) == {0, 1}
         error = 5 * (x * (1 - x) / len(draws)).sqrt()[0]
@@ -198,9 +196,7 @@ def test_static_is_fair():
 def test_static_is_the_same_on_cuda():
     x = greys(40)
     there = as_examples(x, device="cuda")
-    assert torch.equal(
-        everything(there.with_binarize("static")).cpu(), everything(as_examples(x, binarize="static"))
-    )
+    assert torch.equal(everything(there.with_binarize("static")).cpu(), everything(as_examples(x, binarize="static")))
     assert torch.equal(everything(there).cpu(), everything(as_examples(x)))
     order = torch.randperm(40)
     assert torch.equal(everything(there, 7, order).cpu(), x[order] / 255)
@@ -236,9 +232,7 @@ def test_a_loader_keeps_its_own_batches_and_its_length_is_known():
     assert len(plain) == 23
     assert torch.equal(everything(plain, 99), x)
     assert [len(batch[0]) for _, batch in plain.batches(99)] == [6, 6, 6, 5]
-    shuffled = as_examples(
-        DataLoader(TensorDataset(x), batch_size=6, shuffle=True, drop_last=True), binarize="dynamic"
-    )
+    shuffled = as_examples(DataLoader(TensorDataset(x), batch_size=6, shuffle=True, drop_last=True), binarize="dynamic")
     assert len(shuffled) == len(everything(shuffled)) == 18
     assert shuffled.event_shape == (2,)
 
@@ -338,6 +332,27 @@ def test_other_torchvision_sets(kind, monkeypatch, tmp_path):
     assert splits.test.y.tolist() == [1] * 7
 
 
+@pytest.mark.parametrize(("name", "kind"), [("emnist", "EMNIST"), ("qmnist", "QMNIST")])
+def test_oddities_of_torchvision_are_put_right(name, kind, monkeypatch, tmp_path):
+    """EMNIST's letters lie on their side, and QMNIST has eight columns of labels; made-up files stand in."""
+    from torchvision import datasets
+
+    class Invented(Dataset):
+        def __init__(self, root, train=True, transform=None, download=False, split=None):
+            self.data = torch.zeros(20, 3, 3, dtype=torch.uint8)
+            self.data[:, 0, 2] = 255
+            self.targets = torch.arange(20) if kind == "EMNIST" else torch.arange(20)[:, None].repeat(1, 8)
+
+        def __len__(self):
+            return len(self.data)
+
+    monkeypatch.setattr(datasets, kind, Invented)
+    splits = load(name, root=tmp_path, download=False)
+    row, column = (2, 0) if kind == "EMNIST" else (0, 2)
+    assert everything(splits.test)[:, 0, row, column].tolist() == [1] * 20
+    assert splits.test.y.tolist() == list(range(20))
+
+
 # --- files and folders -------------------------------------------------------------------------------------
 
 
@@ -425,14 +440,10 @@ def test_folder_with_and_without_classes(tmp_path):
     parts = (named.train, named.validation, named.test)
     assert named.event_shape == (1, 4, 6)
     seen = {
-        (int(v * 255 / 10 + 0.5), int(y))
-        for p in parts
-        for v, y in zip(everything(p)[:, 0, 0, 0], p.y, strict=True)
+        (int(v * 255 / 10 + 0.5), int(y)) for p in parts for v, y in zip(everything(p)[:, 0, 0, 0], p.y, strict=True)
     }
     assert seen == {(i + 1, i // 5) for i in range(10)}
-    split = load(
-        pictures(tmp_path / "split", [f"{part}/a/{i}.png" for part in ("train", "test") for i in range(4)])
-    )
+    split = load(pictures(tmp_path / "split", [f"{part}/a/{i}.png" for part in ("train", "test") for i in range(4)]))
     assert [len(part) for part in (split.train, split.validation, split.test)] == [3, 1, 4]
     assert split.train.y.tolist() == [0, 0, 0]
 
@@ -521,9 +532,7 @@ def test_values_that_are_not_finite_are_found(value):
 def test_values_outside_the_unit_interval_are_not_binarised(binarize, value):
     x = torch.rand(20, 4)
     x[7, 3] = value
-    with pytest.raises(
-        InputError, match=rf"binarize='{binarize}'.*x holds {value} at position \(3,\) of datum 7"
-    ):
+    with pytest.raises(InputError, match=rf"binarize='{binarize}'.*x holds {value} at position \(3,\) of datum 7"):
         Examples(x, binarize=binarize)
     with pytest.raises(InputError, match="of datum 7"):
         everything(Stream(Items(list(x)), binarize=binarize, num_workers=0))
@@ -601,9 +610,7 @@ def test_a_path_that_is_not_there(tmp_path):
 def test_a_missing_torchvision_set_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path))
     for name in ("mnist", "usps", "cifar10", "svhn", "stl10", "omniglot", "celeba", "emnist", "qmnist"):
-        with pytest.raises(
-            InputError, match=f"{name} can't be read from {tmp_path} .*download=True"
-        ) as caught:
+        with pytest.raises(InputError, match=f"{name} can't be read from {tmp_path} .*download=True") as caught:
             load(name, download=False)
         assert "\n" not in str(caught.value)
 

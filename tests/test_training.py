@@ -22,7 +22,8 @@ from torch import nn
 from pyro_vae import VAE, Pair, TrainingDiverged, elbo_terms, fit, guides, likelihoods, load, log_likelihood, networks
 from pyro_vae.checks import InputError
 from pyro_vae.files import read_tensors, write_tensors
-from pyro_vae.training import CHECKPOINT, Loss
+from pyro_vae.runs import CHECKPOINT
+from pyro_vae.training import Loss
 from tests.component_table import vae
 from tests.conftest import random_states
 from tests.test_pair import TutorialVAE

@@ -1,0 +1,43 @@
+"""The bar over epochs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import torch
+
+
+class Progress:
+    """A bar over epochs with the loss and the speed, refreshed a few times a second."""
+
+    def __init__(self, total: int, done: int, shown: bool):
+        from tqdm.auto import tqdm
+
+        self.bar = tqdm(total=total, initial=done, disable=not shown, unit="epoch")
+        self.last, self.count, self.since = 0.0, 0, time.perf_counter()
+
+    def step(self, loss: torch.Tensor, size: int) -> None:
+        self.count += size
+        now = time.perf_counter()
+        if self.bar.disable or now - self.last < 0.5:
+            return
+        speed = self.count / max(now - self.since, 1e-9)
+        self.bar.set_postfix_str(f"loss {loss.item():.2f} nats, {speed:,.0f} data/s")
+        self.last = now
+
+    def epoch(self, row: dict[str, float]) -> None:
+        valid = f", validation ELBO {row['validation_elbo']:.2f}" if "validation_elbo" in row else ""
+        self.bar.set_postfix_str(f"loss {row['loss']:.2f} nats{valid}, {row['samples_per_second']:,.0f} data/s")
+        self.bar.update()
+        self.count, self.since = 0, time.perf_counter()
+
+
+@contextlib.contextmanager
+def bar_over(total: int, done: int, shown: bool) -> Iterator[Progress]:
+    progress = Progress(total, done, shown)
+    try:
+        yield progress
+    finally:
+        progress.bar.close()

@@ -1,0 +1,48 @@
+"""The examples run offline; at full length they are run by .ci/run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(*arguments: str, folder: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "MPLBACKEND": "Agg"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_vae(tmp_path):
+    out = run(str(EXAMPLES / "vae.py"), "--epochs", "2", "--out", "run", folder=tmp_path)
+    assert "nats per datum (360 data, 500 samples" in out
+    assert (tmp_path / "run" / "figures" / "samples.png").exists()
+
+
+@pytest.mark.slow
+def test_custom_pair(tmp_path):
+    out = run(str(EXAMPLES / "custom_pair.py"), "--epochs", "2", folder=tmp_path)
+    assert "(100, 8, 20)" in out
+    assert "latent" in out
+
+
+@pytest.mark.slow
+def test_swap(tmp_path):
+    out = run(str(EXAMPLES / "swap.py"), "--epochs", "1", "--samples", "5", folder=tmp_path)
+    assert len(out.splitlines()) == 4
+    assert out.count("±") == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.stem)
+def test_each_explains_itself(script, tmp_path):
+    assert "usage" in run(str(script), "--help", folder=tmp_path)

@@ -1,0 +1,64 @@
+"""The README runs and is complete: every Python block, the two commands' form, the table of components."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import types
+from pathlib import Path
+
+import pytest
+
+from pyro_vae import cli
+from tests.component_table import GUIDES, LIKELIHOODS, NETWORKS, PRIORS
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(), flags=re.S)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [(n, i) for n in ("README.md", "CONTRIBUTING.md") for i in range(len(blocks(n, "python")))]
+)
+def test_every_python_block_runs(name, number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("block")
+    exec(compile(blocks(name, "python")[number], f"{name} block {number}", "exec"), module.__dict__)
+
+
+def test_the_fifteen_lines_are_fifteen():
+    lines = [line for line in blocks("README.md", "python")[0].splitlines() if line.strip() and "import" not in line]
+    assert len(lines) <= 15
+
+
+def test_the_table_lists_exactly_the_public_components():
+    row = next(line for line in (ROOT / "README.md").read_text().splitlines() if "`StandardNormal`" in line)
+    cells = [re.findall(r"`(\w+)`", cell) for cell in row.strip("|").split("|")]
+    for cell, classes in zip(cells, (PRIORS, LIKELIHOODS, GUIDES, NETWORKS), strict=True):
+        assert sorted(cell) == sorted(c.__name__ for c in classes)
+
+
+def test_files_named_are_there():
+    text = (ROOT / "README.md").read_text()
+    for path in re.findall(r"(?:docs|examples|pyro_vae)/[\w./]*\w", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_commands_options_exist(monkeypatch):
+    """Each `pyro-vae` line of the README is parsed by its command's own parser."""
+    lines = [
+        line for block in blocks("README.md", "sh") for line in block.splitlines() if line.startswith("pyro-vae train")
+    ]
+    assert lines
+    monkeypatch.chdir(ROOT)
+    for line in lines:
+        cli._train_parser().parse_args(cli._with_inline_config(shlex.split(line)[2:]))
+
+
+def test_two_commands_of_one_line_each():
+    commands = [block.strip() for block in blocks("README.md", "sh")[:2]]
+    assert all(len(command.splitlines()) == 1 for command in commands)
+    assert commands[0].endswith("pyro-vae train")
+    assert "pytest" in commands[1]
