@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -57,3 +58,15 @@ def widths(name: str, value: Any) -> list[int]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise InputError(f"{name}={value!r} must be a list of layer widths such as [400] or [].")
     return [positive_int(f"each width in {name}={list(value)!r}:", w) for w in value]
+
+
+def kind_of(value: Any) -> str:
+    """What came, for a message: its class, and a tensor's shape and dtype."""
+    shape = f" of shape {tuple(value.shape)} and {value.dtype}" if isinstance(value, torch.Tensor) else ""
+    return f"a {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "") + shape
+
+
+def first_sentence(error: BaseException) -> str:
+    """The error's first sentence in one line; torch's run to a page."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.split(r"(?<=[a-z])\. ", text)[0][:200].rstrip(". ")

@@ -36,6 +36,7 @@ class Progress:
 
 @contextlib.contextmanager
 def bar_over(total: int, done: int, shown: bool) -> Iterator[Progress]:
+    """A `Progress` over `total` epochs of which `done` are behind, closed at the end."""
     progress = Progress(total, done, shown)
     try:
         yield progress

@@ -19,7 +19,7 @@ ORDER = [
     "__main__", "cli", "training", "progress", "runs", "report", "plotting",
     "evaluation", "saving", "models.vae", "models.base",
     "sampling", "importance", "diagnostics", "divergence", "pair", "priors", "likelihoods", "guides", "networks",
-    "component", "data", "files", "checks",
+    "component", "data", "pictures", "readers", "streams", "examples", "files", "checks",
 ]  # fmt: skip
 
 
