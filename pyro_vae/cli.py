@@ -407,8 +407,7 @@ def _score_rows(score: Any, terms: Any, shape: Any, frozen: str, seed: int) -> l
         ),
         (
             "Pareto k-hat",
-            f"above 0.7 for {(score.khat > 0.7).double().mean().item():.1%} of the data; median effective "
-            f"sample size {score.ess.median().item():.0f} of {score.num_samples}",
+            f"{score.khat_summary}; median effective sample size {score.ess.median().item():.0f} of {score.num_samples}",
         ),
     ]
     return rows + [("note", note) for note in score.notes]
