@@ -34,7 +34,7 @@ def test_poor_guide_is_within_three_standard_errors(linear_gaussian):
     score = log_likelihood(linear_gaussian.poor_pair(), x, num_samples=5000)
     assert abs(score.mean - exact.mean().item()) < 3 * score.mean_mc_stderr
     z = (score.values - exact) / score.mc_stderr
-    assert 0.7 < z.square().mean() < 1.5  # the claimed Monte Carlo errors have the size they claim (χ²₄₀, 1 % off)
+    assert 0.52 < z.square().mean() < 1.67  # the claimed Monte Carlo errors have their size (χ²₄₀, false alarm 1 %)
 
 
 def test_the_estimate_is_unbiased_in_p_not_in_log_p(linear_gaussian):
