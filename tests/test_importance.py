@@ -8,12 +8,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyro import poutine
 from torch import nn
 
 from pyro_vae import Pair, log_weights
 from pyro_vae.checks import InputError
-from pyro_vae.importance import Draws, find_layout
+from pyro_vae.importance import Draws, Layout, _fold, find_layout, unfold
+from pyro_vae.pair import DataPlate
 
 
 def test_each_weight_is_the_evidence_at_the_exact_posterior(linear_gaussian):
@@ -235,3 +238,20 @@ def test_a_program_that_takes_no_particles_says_why():
 
     with pytest.raises(InputError, match="model can't be run with several particles"):
         log_weights(Pair(model, guide), (torch.zeros(3),), 2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    particles=st.integers(1, 4),
+    size=st.integers(1, 4),
+    inner=st.lists(st.integers(1, 3), max_size=2),
+    event=st.lists(st.integers(1, 3), max_size=2),
+)
+def test_unfolding_undoes_folding_at_any_shape(particles, size, inner, event):
+    """Data at dimension −1 − len(inner): (K, N, *inner, *event) goes to (K·N, *inner, *event) and back."""
+    layout = Layout(DataPlate("data", -1 - len(inner), size), -2 - len(inner), {}, True)
+    value = torch.rand(particles, size, *inner, *event)
+    folded = _fold(value, layout, len(event))
+    assert folded.shape == (particles * size, *inner, *event)
+    assert torch.equal(folded[size * (particles - 1)], value[-1, 0])
+    assert torch.equal(unfold(folded, layout, len(event), particles), value)

@@ -21,7 +21,6 @@ from torch import nn
 
 from pyro_vae import VAE, Pair, TrainingDiverged, elbo_terms, fit, guides, likelihoods, load, log_likelihood, networks
 from pyro_vae.checks import InputError
-from pyro_vae.files import read_tensors, write_tensors
 from pyro_vae.runs import CHECKPOINT
 from pyro_vae.training import Loss
 from tests.component_table import vae
@@ -425,30 +424,6 @@ def test_a_killed_run_resumes_to_the_bit(tmp_path):
     cut.wait()
     cut.stdout.close()
     assert run("cut").communicate()[0] == whole
-
-
-def test_trees_of_tensors_survive_files(tmp_path):
-    tree = {"a": [torch.arange(3), {"b": torch.zeros(())}], "c": None, "d": 1.5, "e": "word", "f": [], "g": True}
-    write_tensors(tmp_path / "t", tree)
-    back = read_tensors(tmp_path / "t")
-    assert torch.equal(back["a"][0], tree["a"][0])
-    assert back["a"][1]["b"].shape == ()
-    assert {k: back[k] for k in "cdefg"} == {k: tree[k] for k in "cdefg"}
-
-
-def test_an_interruption_while_saving_leaves_the_previous_file(tmp_path, monkeypatch):
-    write_tensors(tmp_path / "t", {"x": torch.zeros(3)})
-    import safetensors.torch
-
-    def half(tensors, path, metadata=None):
-        path.write_bytes(b"half a file")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(safetensors.torch, "save_file", half)
-    with pytest.raises(KeyboardInterrupt):
-        write_tensors(tmp_path / "t", {"x": torch.ones(3)})
-    assert torch.equal(read_tensors(tmp_path / "t")["x"], torch.zeros(3))
-    assert [p.name for p in tmp_path.iterdir()] == ["t"]
 
 
 @pytest.mark.slow
