@@ -90,6 +90,8 @@ def train(arguments: list[str]) -> None:
     splits = data.load(
         config.data, root=config.data_root, pixels=config.pixels, size=config.size, binarize="none", seed=config.seed
     )
+    if config.epochs is None:
+        config.epochs = max(20, 3000 * config.fit.batch_size // len(splits.train))
     import pyro
 
     pyro.set_rng_seed(config.seed)
@@ -97,13 +99,10 @@ def train(arguments: list[str]) -> None:
     pair = saving.build(spec, allow=list(_modules_named(spec)))
     binarize = _binarisation(config.binarize, pair, splits.train)
     kept = _kept(config, parser, binarize)
-    from pyro_vae.files import write_text
-
     print(
         f"data {splits.name}: {len(splits.train)} to train, {len(splits.validation)} to validate, "
         f"{len(splits.test)} to test, binarize={binarize}, seed {config.seed}\n{pair!r}",
     )
-    write_text(out / saving.CONFIG, saving.config_text(pair, kept))
     result = fit(
         pair,
         splits.train,
@@ -115,6 +114,7 @@ def train(arguments: list[str]) -> None:
         progress=not config.quiet,
         out=out,
         resume=config.resume,
+        config=kept,
         **config.fit.as_dict(),
     )
     _score_and_show(pair, splits, kept, config.samples, out, not config.quiet, out / "test.json", result)
@@ -145,7 +145,12 @@ def _train_parser() -> Any:
         help="none, threshold, static (once, seeded), dynamic (anew each time); auto: dynamic for greys under a Bernoulli",
     )
     add("--out", type=str, default=None, help="run folder; by default a new one under runs/")
-    add("--epochs", type=int, default=100, help="passes over the training data")
+    add(
+        "--epochs",
+        type=int,
+        default=None,
+        help="passes over the training data; by default 3,000 steps, at least 20 passes",
+    )
     add("--seed", type=int, default=0, help="of initial weights, batches, noise and the test set's binarisation")
     add("--samples", type=int, default=500, help="importance samples per test datum; 0 leaves the scoring out")
     add("--device", type=str, default=None, help="cpu, cuda or mps; the fastest that is there by default")
@@ -169,6 +174,7 @@ def _train_parser() -> Any:
         "progress",
         "out",
         "resume",
+        "config",
     }
     parser.add_function_arguments(fit, "fit", skip=skip)
     return parser

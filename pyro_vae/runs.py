@@ -6,7 +6,7 @@ import contextlib
 import csv
 import io
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,10 @@ class RunLog:
 
                 self._writer = SummaryWriter(str(folder / "tensorboard"))
 
-    def start(self) -> None:
-        """The spec and the weights at the start."""
+    def start(self, config: Mapping[str, Any] | None) -> None:
+        """The spec and the weights at the start, with further entries for config.yaml."""
         if self.folder is not None:
-            saving.save(self.pair, self.folder, config=_kept_config(self.folder))
+            saving.save(self.pair, self.folder, config=config)
 
     def epoch(self, history: Sequence[dict[str, float]], checkpoint: dict[str, Any]) -> None:
         """The numbers and the state after an epoch."""
@@ -77,13 +77,6 @@ class RunLog:
         from pyro_vae import report
 
         report.figures(self.pair, history, shown, self.folder / "figures")
-
-
-def _kept_config(folder: Path) -> dict[str, Any]:
-    """What somebody else, such as the command line, wrote into the folder's config before."""
-    if not (folder / saving.CONFIG).exists():
-        return {}
-    return {k: v for k, v in saving.read_config(folder).items() if k not in ("pyro_vae", "model")}
 
 
 @contextlib.contextmanager

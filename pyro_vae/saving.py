@@ -191,13 +191,13 @@ def save(pair: Any, folder: str | Path, *, config: Mapping[str, Any] | None = No
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"folder={str(folder)!r} is a file; name a folder.")
-    text = config_text(pair, config)
+    text = _config_text(pair, config)
     write_weights(pair, folder / WEIGHTS)
     write_text(folder / CONFIG, text)
     return folder
 
 
-def config_text(pair: Any, config: Mapping[str, Any] | None = None) -> str:
+def _config_text(pair: Any, config: Mapping[str, Any] | None) -> str:
     """The YAML of a pair's spec, after the entries of `config`."""
     import yaml
 

@@ -8,7 +8,7 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -132,6 +132,7 @@ def fit(
     progress: bool = True,
     out: str | Path | None = None,
     resume: bool = False,
+    config: Mapping[str, Any] | None = None,
 ) -> FitResult:
     """Trains a pair by stochastic variational inference (Kingma & Welling 2014, algorithm 1).
 
@@ -159,6 +160,7 @@ def fit(
         progress: show a bar with loss and speed.
         out: run folder for config.yaml, model.safetensors, metrics.csv, figures and the checkpoint.
         resume: go on from the checkpoint in `out`; the result is the same as if the run had not been interrupted.
+        config: further entries for the run folder's config.yaml, such as where the data came from.
 
     Raises:
         InputError: on bad arguments or data, before the first step.
@@ -178,7 +180,7 @@ def fit(
         if resume and (folder / CHECKPOINT).exists():
             trainer.restore(read_tensors(folder / CHECKPOINT))
         else:
-            log.start()
+            log.start(config)
         trainer.run(log, progress and trainer.is_main)
     log.finish(trainer.history, trainer.examples if trainer.validation is None else trainer.validation)
     return FitResult(
