@@ -80,8 +80,7 @@ def _guarded(command: str, arguments: list[str]) -> int:
 
 def train(arguments: list[str]) -> None:
     """`pyro-vae train`: from data and a spec to a scored run folder."""
-    parser = _train_parser()
-    config = parser.parse_args(_with_inline_config(arguments))
+    config = _train_parser().parse_args(_with_inline_config(arguments))
     from pyro_vae import data, saving
     from pyro_vae.runs import claim
     from pyro_vae.training import fit
@@ -98,7 +97,7 @@ def train(arguments: list[str]) -> None:
     spec = _model_spec(config, splits)
     pair = saving.build(spec, allow=list(_modules_named(spec)))
     binarize = _binarisation(config.binarize, pair, splits.train)
-    kept = _kept(config, parser, binarize)
+    kept = _kept(config, binarize)
     print(
         f"data {splits.name}: {len(splits.train)} to train, {len(splits.validation)} to validate, "
         f"{len(splits.test)} to test, binarize={binarize}, seed {config.seed}\n{pair!r}",
@@ -249,11 +248,13 @@ def _modules_named(spec: Any) -> Iterator[str]:
             yield from _modules_named(value)
 
 
-def _kept(config: Any, parser: Any, binarize: str) -> dict[str, Any]:
-    """The options that describe the run, for its config.yaml."""
+def _kept(config: Any, binarize: str) -> dict[str, Any]:
+    """The options that describe the run, for its config.yaml; paths are absolute, so that it can be scored from anywhere."""
+    from pyro_vae.data import NAMES
+
     names = ("data", "data_root", "pixels", "size", "epochs", "seed", "samples")
     kept = {name: config[name] for name in names}
-    if Path(config.data).exists():
+    if config.data not in NAMES and Path(config.data).exists():
         kept["data"] = str(Path(config.data).resolve())
     if config.data_root:
         kept["data_root"] = str(Path(config.data_root).resolve())

@@ -190,11 +190,16 @@ def registered(pair: ModelAndGuide) -> tuple[str, ...]:
 def kept_random_state(device: torch.device | str = "cpu", seed: int | None = None) -> Iterator[None]:
     """Leaves torch's random states as they were; within, they start from `seed` if there is one."""
     kind = torch.device(device).type
-    devices = [torch.device(device)] if kind != "cpu" else []
-    with torch.random.fork_rng(devices=devices, device_type=kind if devices else "cuda"):
+    devices = [torch.device(device)] if kind == "cuda" else []
+    metal = torch.mps.get_rng_state() if kind == "mps" else None  # which fork_rng does not know how to keep
+    with torch.random.fork_rng(devices=devices):
         if seed is not None:
             torch.manual_seed(seed)
-        yield
+        try:
+            yield
+        finally:
+            if metal is not None:
+                torch.mps.set_rng_state(metal)
 
 
 @contextlib.contextmanager

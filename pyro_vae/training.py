@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import random
 import time
 import warnings
@@ -273,11 +274,12 @@ class Trainer:
     def __post_init__(self) -> None:
         from accelerate import Accelerator
 
-        self.accelerator = Accelerator(device_placement=False)
-        spread = self.accelerator.num_processes > 1
-        self.device = pick_device(
-            self.accelerator.device if spread and self.wanted_device is None else self.wanted_device
-        )
+        launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by torchrun or accelerate launch
+        on_cpu = pick_device(self.wanted_device).type == "cpu"
+        # Accelerate forms no group of CPU processes unless it is told that they are to use the CPU.
+        self.accelerator = Accelerator(device_placement=False, cpu=launched and on_cpu)
+        spread = launched and not on_cpu and self.wanted_device is None
+        self.device = self.accelerator.device if spread else pick_device(self.wanted_device)
         self.is_main = self.accelerator.is_main_process
         self.best_weights: dict[str, torch.Tensor] | None = None
         for module in modules(self.pair):
@@ -290,6 +292,8 @@ class Trainer:
         seed = self.settings.seed or 0
         self.examples = data.as_examples(x, binarize=binarize, seed=seed, device=self.device)
         check_data(self.pair, self.examples)
+        # Data that are held were looked at above; those that stream past are looked at on their first pass.
+        self.check = None if isinstance(self.examples, data.Examples) else getattr(self.pair, "check", None)
         self.validation = None
         if validation is not None:
             frozen = "static" if binarize == "dynamic" else binarize
@@ -355,11 +359,12 @@ class Trainer:
             module.train()
         total = torch.zeros((), dtype=torch.float64, device=self.device if self.device.type != "mps" else "cpu")
         norm, seen, start = 0.0, 0, time.perf_counter()
-        for step, (index, batch) in enumerate(self._batches(epoch)):
+        for step, (index, batch, weight) in enumerate(self._batches(epoch)):
             self._set_lr((epoch - 1 + seen / len(self.examples)) / self.settings.epochs)
-            checked = pyro.validation_enabled(len(self.history) == 0 and step == 0)
-            with checked:
-                loss, norm = self._step(index, batch, epoch)
+            if epoch == 1 and self.check is not None:
+                self.check(*batch)
+            with pyro.validation_enabled(epoch == 1 and step == 0):
+                loss, norm = self._step(index, batch, weight, epoch)
             total += loss.to(total) * len(batch[0])
             seen += len(batch[0]) * self.accelerator.num_processes
             bar.step(loss, len(batch[0]))
@@ -374,12 +379,14 @@ class Trainer:
         lr = self.optimizer.param_groups[0]["lr"]
         return row | {"lr": lr, "grad_norm": float(norm), "seconds": seconds, "samples_per_second": rate}
 
-    def _step(self, index: torch.Tensor, batch: tuple[torch.Tensor, ...], epoch: int) -> tuple[torch.Tensor, Any]:
+    def _step(
+        self, index: torch.Tensor, batch: tuple[torch.Tensor, ...], weight: float, epoch: int
+    ) -> tuple[torch.Tensor, Any]:
         self.optimizer.zero_grad(set_to_none=True)
         before = torch.get_rng_state()
         try:
             with explained_support_errors():
-                loss = self._loss_with_gradients(batch)
+                loss = self._loss_with_gradients(batch, weight)
         except ValueError as error:  # Pyro's validation, on in the first step, met a number that is not finite
             torch.set_rng_state(before)
             if (reason := explain(self.pair, index, batch, self.moved)) is None:
@@ -401,26 +408,30 @@ class Trainer:
         self.optimizer.step()
         return loss.detach(), norm
 
-    def _loss_with_gradients(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def _loss_with_gradients(self, batch: tuple[torch.Tensor, ...], weight: float) -> torch.Tensor:
         if not self.loss.has_graph:
             return self.loss.fill_gradients(*batch)
         loss = self.call(*batch)
-        self.accelerator.backward(loss)
+        self.accelerator.backward(loss if weight == 1.0 else loss * weight)
         return loss
 
-    def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, tuple[torch.Tensor, ...]]]:
-        """This process's share of every batch, each datum once, in an order that epoch and seed alone decide."""
+    def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, tuple[torch.Tensor, ...], float]]:
+        """This process's share of every batch, each datum once, in an order that epoch and seed alone decide.
+
+        The weight makes the mean over processes of the shares' mean losses the mean over the batch, also where
+        shares differ in size.
+        """
         size, processes = self.settings.batch_size, self.accelerator.num_processes
         generator = torch.Generator().manual_seed(self.order_seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.examples), generator=generator)
-        if processes > 1:
-            shares = [
-                part[self.accelerator.process_index :: processes]
-                for part in order.split(size)
-                if len(part) >= processes
-            ]
-            order = torch.cat(shares)
-        yield from self.examples.batches(size // processes, order=order)
+        if processes == 1:
+            yield from ((index, batch, 1.0) for index, batch in self.examples.batches(size, order=order))
+            return
+        whole = [part for part in order.split(size) if len(part) >= processes]
+        shares = [part[self.accelerator.process_index :: processes] for part in whole]
+        batches = self.examples.batches(size // processes, order=torch.cat(shares))
+        for (index, batch), part in zip(batches, whole, strict=True):
+            yield index, batch, len(batch[0]) * processes / len(part)
 
     def _set_lr(self, done: float) -> None:
         factor = self.settings.lr_factor(done)

@@ -164,6 +164,8 @@ def test_categorical_is_a_softmax_per_entry_with_one_hot_input():
     code = built.as_input(x).reshape(5, 3, 2, 4, 4)
     assert torch.equal(code.argmax(1).float(), x)
     assert torch.equal(code.sum(1), torch.ones(5, 2, 4, 4))
+    soft = built.pseudo_input(torch.randn(5, 6, 4, 4)).reshape(5, 3, 2, 4, 4)
+    torch.testing.assert_close(soft.sum(1), torch.ones(5, 2, 4, 4))
 
 
 def test_full_covariance_is_its_matrix():
