@@ -184,10 +184,7 @@ def find_layout(pair: ModelAndGuide, batch: Batch) -> Layout:
     plate = data_plate(model_trace, len(few[0]))
     stray = outside(model_trace, plate) + outside(guide_trace, plate)
     if plate is None or stray:
-        raise InputError(
-            f"Sites {sorted(set(stray))} are not inside a plate over the data, so there is no weight per datum; put them "
-            'inside `with pyro.plate("data", len(x)):`, or ask for elbo_terms, which scores global latents as such.'
-        )
+        raise InputError(_why_no_plate(model_trace, sorted(set(stray)), len(few[0])))
     latents = sample_sites(guide_trace, observed=False)
     frames = [
         f
@@ -205,6 +202,20 @@ def find_layout(pair: ModelAndGuide, batch: Batch) -> Layout:
     if not layout.one_site:
         layout = _first_that_agrees(_guide_agrees, pair, few, layout, "fold_guide")
     return _first_that_agrees(_model_agrees, pair, few, layout, "fold_model")
+
+
+def _why_no_plate(model_trace: poutine.Trace, stray: list[str], size: int) -> str:
+    frames = [f for site in sample_sites(model_trace, observed=True).values() for f in plates_of(site).values()]
+    fixed = next((f for f in frames if f.name == "data" and f.size != size), None)
+    if fixed is not None:
+        return (
+            f"The plate 'data' has the fixed size {fixed.size}, but data are scored in parts, here of {size}; write "
+            'pyro.plate("data", len(x)).'
+        )
+    return (
+        f"Sites {stray} are not inside a plate over the data, so there is no weight per datum; put them inside "
+        '`with pyro.plate("data", len(x)):`, or ask for elbo_terms, which scores global latents as such.'
+    )
 
 
 def _first_that_agrees(

@@ -122,13 +122,15 @@ def _reachable(thing: Any, seen: dict[int, Any]) -> Iterator[nn.Module]:
                 yield from _reachable(cell.cell_contents, seen)
         for name in _names(thing.__code__):
             named = thing.__globals__.get(name)
-            if isinstance(named, nn.Module) or getattr(named, "__globals__", None) is thing.__globals__:
+            own_function = getattr(named, "__globals__", None) is thing.__globals__
+            if isinstance(named, (nn.Module, list, tuple, dict)) or own_function:
                 yield from _reachable(named, seen)
-    elif isinstance(thing, (list, tuple)):
-        for part in thing:
-            yield from _reachable(part, seen)
+    elif isinstance(thing, (list, tuple, dict)):
+        for part in thing.values() if isinstance(thing, dict) else thing:
+            if isinstance(part, (nn.Module, list, tuple, dict)):
+                yield from _reachable(part, seen)
     elif isinstance(getattr(thing, "__dict__", None), dict) and not isinstance(thing, (type, types.ModuleType)):
-        for part in [v for v in vars(thing).values() if isinstance(v, (nn.Module, list, tuple))]:
+        for part in [v for v in vars(thing).values() if isinstance(v, (nn.Module, list, tuple, dict))]:
             yield from _reachable(part, seen)
 
 
@@ -176,6 +178,17 @@ def parameters(pair: ModelAndGuide, batch: Batch) -> dict[str, torch.Tensor]:
 
 
 _registered: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
+
+
+def unregistered(pair: ModelAndGuide, moved: dict[str, torch.Tensor]) -> list[str]:
+    """Names of parameters that the pair's modules hold but that neither pyro.module nor pyro.param told Pyro of."""
+    known = {id(tensor) for tensor in moved.values()}
+    return [
+        f"{type(module).__name__}.{name}"
+        for module in modules(pair)
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad and id(parameter) not in known
+    ]
 
 
 def registered(pair: ModelAndGuide) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from pyro_vae.pair import (
     parameters,
     remember,
     trace_pair,
+    unregistered,
 )
 from pyro_vae.progress import bar_over
 from pyro_vae.runs import CHECKPOINT, RunLog, claim
@@ -306,6 +307,11 @@ class Trainer:
         if not self.moved:
             raise InputError(
                 "The pair has no parameters: neither pyro.param nor pyro.module was met in model or guide."
+            )
+        if lost := unregistered(self.pair, self.moved):
+            shown = ", ".join(lost[:4]) + (", ..." if len(lost) > 4 else "")
+            logger.warning(
+                "%d parameters are not known to Pyro and stay as they are (%s): call pyro.module.", len(lost), shown
             )
         self.loss = Loss(self.pair, self.objective, list(self.moved.values()), self._population(first))
         if self.settings.batch_size % self.accelerator.num_processes:

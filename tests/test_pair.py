@@ -222,6 +222,42 @@ def test_modules_are_found_behind_functions_methods_and_partials():
     assert modules(Pair(functools.partial(model, net), lambda x: None)) == [net]
 
 
+def test_modules_in_containers_are_found():
+    nets = {"inner": [nn.Linear(2, 2)]}
+    assert modules(Pair(lambda x: nets["inner"][0](x), lambda x: None)) == nets["inner"]
+
+
+def test_a_forgotten_pyro_module_is_told(caplog):
+    up, down = nn.Linear(2, 4), nn.Linear(4, 2)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(up(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("told_down", down)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(down(x), 1.0).to_event(1))
+
+    fit(Pair(model, guide), torch.randn(8, 4), epochs=1, progress=False)
+    assert "2 parameters are not known to Pyro and stay as they are (Linear.weight, Linear.bias)" in caplog.text
+
+
+def test_a_plate_of_fixed_size_is_explained():
+    def model(x):
+        with pyro.plate("data", 50):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", 50):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(InputError, match=r"fixed size 50.*len\(x\)"):
+        log_likelihood(Pair(model, guide), torch.randn(50), 3)
+
+
 def test_a_second_module_under_the_same_name_is_an_error_that_names_both():
     x = torch.rand(8, PIXELS).round()
     fit(TutorialVAE(hidden_dim=8), x, epochs=1, progress=False)

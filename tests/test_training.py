@@ -304,6 +304,7 @@ def test_bad_arguments_are_named_before_the_first_step(arguments, message):
         (torch.full((3, 4), 2.0), "support"),
         (torch.full((3, 4), 0.5), "grey"),
         (torch.zeros(3, 5), "event_shape"),
+        (torch.zeros(3, 4).double(), "torch.float64.*torch.float32"),
         (torch.zeros(0, 4), "no data"),
         ((torch.zeros(3, 4), torch.zeros(3, 4)), "one tensor"),
         ((torch.zeros(3, 4), torch.zeros(2, 4)), "holds 3 data"),

@@ -88,6 +88,10 @@ class VAE(ComposedPair):
     def check(self, x: torch.Tensor, *further: torch.Tensor) -> None:
         if further:
             raise InputError(f"VAE takes one tensor x, but the batch holds {1 + len(further)}.")
+        if x.is_floating_point() and x.dtype != (own := next(self.parameters()).dtype):
+            raise InputError(
+                f"x is {x.dtype}, but the VAE's parameters are {own}; convert one: x.to({own}) or vae.to({x.dtype})."
+            )
         self.likelihood.check(x)
 
     def arguments(self) -> dict[str, Any]:
