@@ -85,7 +85,7 @@ def train(arguments: list[str]) -> None:
     from pyro_vae.runs import claim
     from pyro_vae.training import fit
 
-    out = claim(config.out or _free_folder(config.data), config.resume)
+    out = claim(config.out or _default_folder(config.data, config.resume), config.resume)
     splits = data.load(
         config.data, root=config.data_root, pixels=config.pixels, size=config.size, binarize="none", seed=config.seed
     )
@@ -143,7 +143,7 @@ def _train_parser() -> Any:
         default="auto",
         help="none, threshold, static (once, seeded), dynamic (anew each time); auto: dynamic for greys under a Bernoulli",
     )
-    add("--out", type=str, default=None, help="run folder; by default a new one under runs/")
+    add("--out", type=str, default=None, help="run folder; by default a new one under runs/, or with --resume the last")
     add(
         "--epochs",
         type=int,
@@ -153,7 +153,7 @@ def _train_parser() -> Any:
     add("--seed", type=int, default=0, help="of initial weights, batches, noise and the test set's binarisation")
     add("--samples", type=int, default=500, help="importance samples per test datum; 0 leaves the scoring out")
     add("--device", type=str, default=None, help="cpu, cuda or mps; the fastest that is there by default")
-    add("--resume", action="store_true", help="go on with an interrupted run in --out")
+    add("--resume", action="store_true", help="go on with an interrupted run")
     add("--quiet", action="store_true", help="no progress bars")
     parser.add_subclass_arguments(ComposedPair, "model", skip={"event_shape"}, instantiate=False, required=False)
     parser.set_defaults({"model": {"class_path": "pyro_vae.models.vae.VAE"}})
@@ -261,12 +261,13 @@ def _kept(config: Any, binarize: str) -> dict[str, Any]:
     return {**kept, "binarize": binarize, "fit": config.fit.as_dict()}
 
 
-def _free_folder(source: str) -> str:
+def _default_folder(source: str, resume: bool) -> str:
+    """The next free folder under runs/, or the last one that is there, to go on with."""
     stem = re.sub(r"\W+", "-", Path(source).stem).strip("-") or "run"
     number = 1
     while Path(f"runs/{stem}-{number}").exists():
         number += 1
-    return f"runs/{stem}-{number}"
+    return f"runs/{stem}-{max(1, number - 1) if resume else number}"
 
 
 # --- evaluate and sample ------------------------------------------------------------------------------------------------

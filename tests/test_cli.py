@@ -140,13 +140,14 @@ def test_an_interrupted_run_resumes(run, monkeypatch):
         return original(self, epoch, bar)
 
     monkeypatch.setattr(training.Trainer, "_epoch", interrupted)
-    status, _, err = run("train", *QUICK, "--out", "r")
+    status, _, err = run("train", *QUICK)
     assert status == 130
     assert "--resume" in err
-    status, _, _ = run("train", *QUICK, "--out", "r", "--resume")
+    status, _, _ = run("train", *QUICK, "--resume")  # the last run under runs/
     assert status == 0
+    assert [p.name for p in Path("runs").iterdir()] == ["digits-1"]
     assert run("train", *QUICK, "--out", "whole")[0] == 0
-    assert json.loads(read("r/test.json")) == json.loads(read("whole/test.json"))
+    assert json.loads(read("runs/digits-1/test.json")) == json.loads(read("whole/test.json"))
 
 
 def test_files_and_real_numbers_find_their_likelihood(run):

@@ -498,6 +498,13 @@ def test_a_stream_trains_like_the_tensor_it_reads():
     assert runs[0] == pytest.approx(runs[1], rel=0.2)
 
 
+def test_a_named_set_brings_its_validation_part():
+    pair = vae((1, 8, 8))
+    result = quiet(pair, "digits", epochs=1, binarize="dynamic", seed=0)
+    assert "validation_elbo" in result.history[0]
+    assert log_likelihood(pair, "digits", 2, binarize="static").num_data == 1293
+
+
 def test_a_stream_is_checked_as_it_is_read():
     x = binary(30)
     x[25, 1] = 0.5
