@@ -324,6 +324,17 @@ class Trainer:
         spread = self.accelerator.num_processes > 1 and any(True for _ in self.loss.parameters())
         self.call = self.accelerator.prepare(self.loss) if spread else self.loss
         self.order_seed = seed if self.settings.seed is not None else int(torch.randint(2**31, ()))
+        if self.accelerator.num_processes > 1:
+            self._agree()
+
+    def _agree(self) -> None:
+        """All processes take the first one's order of the data, and its start of what DistributedDataParallel leaves."""
+        from accelerate.utils import broadcast
+
+        self.order_seed = int(broadcast(torch.tensor(self.order_seed, device=self.device)))
+        with torch.no_grad():
+            for tensor in self.loss.loose:
+                tensor.copy_(broadcast(tensor.detach().clone()))
 
     def _population(self, batch: tuple[torch.Tensor, ...]) -> int | None:
         with kept_random_state(self.device), torch.no_grad():
@@ -369,7 +380,8 @@ class Trainer:
             self._set_lr((epoch - 1 + seen / len(self.examples)) / self.settings.epochs)
             if epoch == 1 and self.check is not None:
                 self.check(*batch)
-            with pyro.validation_enabled(epoch == 1 and step == 0):
+            # The first step is validated if the user has not switched that off; later ones save its time.
+            with contextlib.nullcontext() if epoch == 1 and step == 0 else pyro.validation_enabled(False):
                 loss, norm = self._step(index, batch, weight, epoch)
             total += loss.to(total) * len(batch[0])
             seen += len(batch[0]) * self.accelerator.num_processes

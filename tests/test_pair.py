@@ -135,6 +135,26 @@ def test_greys_with_validation_meet_the_ways_out():
             act()
 
 
+def test_greys_pass_where_the_user_switched_validation_off_as_the_tutorial_does():
+    class Strict(TutorialVAE):
+        def model(self, x):
+            pyro.module("decoder", self.decoder)
+            with pyro.plate("data", x.shape[0]):
+                z = pyro.sample("latent", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+                pyro.sample("obs", dist.Bernoulli(self.decoder(z)).to_event(1), obs=x)
+
+    pair, x = Strict(), torch.rand(20, PIXELS)
+    with pytest.raises(InputError, match="support"):
+        fit(pair, x, epochs=1, progress=False)
+    before = torch.distributions.Distribution._validate_args
+    dist.enable_validation(False)
+    try:
+        assert len(fit(pair, x, epochs=2, progress=False).history) == 2
+        assert "no log-likelihood" in log_likelihood(pair, x, 9).notes[0]
+    finally:
+        dist.enable_validation(before)
+
+
 def test_networks_with_one_batch_dimension_go_through_all_six():
     pair, x = OneBatchDimension(), torch.rand(20, 1, 8, 8).round()
     fit(pair, x, epochs=2, batch_size=8, progress=False)
