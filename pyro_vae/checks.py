@@ -50,14 +50,28 @@ def shape(name: str, value: Any) -> torch.Size:
     sizes = [value] if isinstance(value, int) else value
     if not isinstance(sizes, Sequence) or isinstance(sizes, str) or not sizes:
         raise InputError(f"{name}={value!r} must be a sequence of sizes such as (1, 28, 28) or (784,).")
-    return torch.Size([positive_int(f"each size in {name}={tuple(sizes)!r}:", s) for s in sizes])
+    return torch.Size(_whole(name, sizes))
 
 
 def widths(name: str, value: Any) -> list[int]:
     """`value` as a list of layer widths, possibly empty."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise InputError(f"{name}={value!r} must be a list of layer widths such as [400] or [].")
-    return [positive_int(f"each width in {name}={list(value)!r}:", w) for w in value]
+    return _whole(name, value)
+
+
+def _whole(name: str, values: Sequence[Any]) -> list[int]:
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name}={values!r} must hold whole numbers of at least 1, but holds {value!r}.")
+    return list(values)
+
+
+def whole_seed(name: str, value: Any) -> int:
+    """`value` as a seed that torch, NumPy and Python all take."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
+        raise InputError(f"{name}={value!r} must be a whole number from 0 to 2**32 - 1.")
+    return value
 
 
 def kind_of(value: Any) -> str:

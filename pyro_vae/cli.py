@@ -81,6 +81,11 @@ def _guarded(command: str, arguments: list[str]) -> int:
 def train(arguments: list[str]) -> None:
     """`pyro-vae train`: from data and a spec to a scored run folder."""
     config = _train_parser().parse_args(_with_inline_config(arguments))
+    from pyro_vae.checks import positive_int, whole_seed
+
+    whole_seed("--seed", config.seed)
+    if config.samples != 0:
+        positive_int("--samples", config.samples)
     from pyro_vae import data, saving
     from pyro_vae.runs import claim
     from pyro_vae.training import fit
@@ -284,12 +289,11 @@ def evaluate(arguments: list[str]) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     config = parser.parse_args(arguments)
     from pyro_vae import data, saving
+    from pyro_vae.checks import InputError, positive_int
 
     pair = _loaded(config)
     kept = saving.read_config(config.run)
     if "data" not in kept:
-        from pyro_vae.checks import InputError
-
         raise InputError(
             f"{config.run} does not say which data it was trained on; score it with log_likelihood() in Python."
         )
@@ -301,9 +305,9 @@ def evaluate(arguments: list[str]) -> None:
         binarize="none",
         seed=kept["seed"],
     )
-    samples = kept["samples"] if config.samples is None else config.samples
+    samples = positive_int("--samples", (kept["samples"] or 500) if config.samples is None else config.samples)
     target = Path(config.json) if config.json else None
-    _score_and_show(pair, splits, kept, samples or 500, Path(config.run), not config.quiet, target)
+    _score_and_show(pair, splits, kept, samples, Path(config.run), not config.quiet, target)
 
 
 def sample(arguments: list[str]) -> None:
@@ -475,7 +479,7 @@ def _explained(message: str, parser: Any) -> str:
     from pyro_vae.checks import nearest
 
     text = " ".join(str(message).split())
-    where = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', text)))
+    where = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', text))) or "the config"
     if found := re.search(r"[Uu]nrecognized arguments: (\S+)", text):
         option = found[1].partition("=")[0]
         known = [word for action in parser._actions for word in action.option_strings]
@@ -517,4 +521,6 @@ def _unknown_argument(option: str, text: str, where: str) -> str:
         return f"{where}: there is no option {option!r}."
     module, _, name = path[-1].rpartition(".")
     known = [p for p in inspect.signature(getattr(import_module(module), name)).parameters if p != "event_shape"]
+    if name in ("Prior", "Likelihood", "Guide", "Network"):
+        return f"{where}: name a class before its {option!r}, as in --{where} NAME --{where}.{option} VALUE."
     return f"{where}: {name} takes no {option!r}.{nearest(option, known)} It takes {', '.join(known) or 'nothing'}."

@@ -73,9 +73,10 @@ class Likelihood(Component):
 
     def refuse(self, x: torch.Tensor, index: tuple[int, ...]) -> None:
         """Raises for the entry of x at `index`, which lies outside the support."""
+        hint = " Counts of a data set are kept by pixels='integer'." if self.support.is_discrete else ""
         raise InputError(
             f"x[{', '.join(map(str, index))}] = {x[index].item():g} lies outside the support of "
-            f"likelihood={self!r}, {self.support}."
+            f"likelihood={self!r}, {self.support}.{hint}"
         )
 
     def split(self, params: torch.Tensor) -> tuple[torch.Tensor, ...]:

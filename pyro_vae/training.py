@@ -20,7 +20,7 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import nn
 
 from pyro_vae import data, saving
-from pyro_vae.checks import InputError, one_of, positive, positive_int
+from pyro_vae.checks import InputError, one_of, positive, positive_int, whole_seed
 from pyro_vae.divergence import TrainingDiverged, explain
 from pyro_vae.evaluation import check_data, elbo_terms
 from pyro_vae.files import read_tensors
@@ -99,6 +99,8 @@ class Settings:
             positive("clip", self.clip)
         if self.patience is not None:
             positive_int("patience", self.patience)
+        if self.seed is not None:
+            whole_seed("seed", self.seed)
 
     def lr_factor(self, done: float) -> float:
         """The learning rate's factor when the fraction `done` of the run is behind."""

@@ -246,7 +246,7 @@ def test_an_instance_belongs_to_one_place():
         (lambda: priors.Mixture(0), "components=0"),
         (lambda: likelihoods.Normal("sharred"), "Did you mean 'shared'"),
         (lambda: likelihoods.Normal(-1.0), "scale=-1.0"),
-        (lambda: networks.MLP([400, 0]), "width"),
+        (lambda: networks.MLP([400, 0]), r"hidden=\[400, 0\] must hold whole numbers"),
         (lambda: networks.MLP("400"), "hidden='400'"),
         (lambda: networks.MLP([4], activation="rellu"), "Did you mean 'relu'"),
         (lambda: networks.ConvEncoder(kernel=4), "kernel=4 must be odd"),
