@@ -8,8 +8,6 @@ Everything here looks at a pair through Pyro's handlers, so it holds for two bar
 from __future__ import annotations
 
 import contextlib
-import functools
-import types
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -21,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 
 from pyro_vae.checks import InputError
+from pyro_vae.reach import modules_of
 
 Batch = tuple[torch.Tensor, ...]
 
@@ -97,48 +96,7 @@ def modules(pair: ModelAndGuide) -> list[nn.Module]:
     """The torch modules that the pair's programs use: the pair itself, or what its functions refer to."""
     if isinstance(pair, nn.Module):
         return [pair]
-    seen: dict[int, Any] = {}
-    found = [*_reachable(pair.model, seen), *_reachable(pair.guide, seen)]
-    inner = {id(child) for module in found for child in module.modules() if child is not module}
-    return [module for module in found if id(module) not in inner]
-
-
-def _reachable(thing: Any, seen: dict[int, Any]) -> Iterator[nn.Module]:
-    """Modules that a function can get at: its self, its closure and the globals that it names."""
-    if id(thing) in seen:
-        return
-    seen[id(thing)] = thing
-    if isinstance(thing, nn.Module):
-        yield thing
-    elif isinstance(thing, functools.partial):
-        for part in (thing.func, *thing.args, *thing.keywords.values()):
-            yield from _reachable(part, seen)
-    elif isinstance(thing, types.MethodType):
-        yield from _reachable(thing.__self__, seen)
-        yield from _reachable(thing.__func__, seen)
-    elif isinstance(thing, types.FunctionType):
-        for cell in thing.__closure__ or ():
-            with contextlib.suppress(ValueError):  # a cell that is not filled yet
-                yield from _reachable(cell.cell_contents, seen)
-        for name in _names(thing.__code__):
-            named = thing.__globals__.get(name)
-            own_function = getattr(named, "__globals__", None) is thing.__globals__
-            if isinstance(named, (nn.Module, list, tuple, dict)) or own_function:
-                yield from _reachable(named, seen)
-    elif isinstance(thing, (list, tuple, dict)):
-        for part in thing.values() if isinstance(thing, dict) else thing:
-            if isinstance(part, (nn.Module, list, tuple, dict)):
-                yield from _reachable(part, seen)
-    elif isinstance(getattr(thing, "__dict__", None), dict) and not isinstance(thing, (type, types.ModuleType)):
-        for part in [v for v in vars(thing).values() if isinstance(v, (nn.Module, list, tuple, dict))]:
-            yield from _reachable(part, seen)
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+    return modules_of(pair.model, pair.guide)
 
 
 class _RefuseTakenNames(Messenger):

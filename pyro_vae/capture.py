@@ -1,0 +1,262 @@
+"""Pyro to tensor graph: what a function of tensors did, once, as a list of aten operations to be replayed.
+
+Pyro's handlers, distributions and autograd run while `capture` looks on; what remains is a graph without Python, whose
+parameters and buffers are the user's own objects. Random draws stay draws, in their order, so a replay under a seed
+gives what the function itself gives.
+
+Example:
+    >>> weight = torch.ones(2, requires_grad=True)
+    >>> captured = capture(lambda x: (weight * x).sum(), torch.zeros(2))
+    >>> captured(torch.tensor([1.0, 2.0]))
+    tensor(3.)
+    >>> captured.held[0] is weight
+    True
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pyro
+import torch
+from pyro.infer.util import Dice
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from pyro_vae.pair import kept_random_state
+
+aten = torch.ops.aten
+
+
+class CaptureError(RuntimeError):
+    """A function can't be captured; the message says why, and where."""
+
+
+@dataclass
+class Captured:
+    """A graph of aten operations and what it needs besides its inputs.
+
+    Attributes:
+        graph: takes `held`, then the inputs; returns the flat outputs.
+        held: the tensors that the function refers to: parameters, buffers, constants. Those of the user are the
+            user's own objects, so a step of an optimizer shows in the next replay.
+        spec: how the function's outputs are nested.
+        fixed: the outputs that are no tensors, by their place among the flat outputs.
+    """
+
+    graph: fx.GraphModule
+    held: list[torch.Tensor]
+    spec: TreeSpec
+    fixed: dict[int, Any]
+
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        with torch.no_grad():
+            return self.nested(self.graph(*self.held, *inputs))
+
+    def nested(self, flat: Sequence[torch.Tensor]) -> Any:
+        """The graph's outputs as the function's."""
+        tensors = iter(flat)
+        leaves = [self.fixed[i] if i in self.fixed else next(tensors) for i in range(self.spec.num_leaves)]
+        return tree_unflatten(leaves, self.spec)
+
+    @property
+    def written(self) -> list[torch.Tensor]:
+        """The tensors of `held` that the graph writes to, such as a batch norm's running mean."""
+        places = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
+        written = {node.args[0] for node in self.graph.graph.nodes if node.target is aten.copy_.default}
+        return [tensor for tensor, place in zip(self.held, places, strict=False) if place in written]
+
+
+def capture(function: Callable[..., Any], *inputs: torch.Tensor) -> Captured:
+    """The operations of `function(*inputs)` as a clean functional graph.
+
+    The function runs once, in earnest: random state moves on, and buffers that it writes to are written to.
+    A gradient that the function takes by itself (`backward`, `torch.autograd.grad`) becomes part of the graph, and
+    nothing is recorded for autograd outside. Loops over Python values are unrolled; `x.item()` stays a tensor.
+
+    Args:
+        function: of tensors, to a tensor or nested tuples, lists and dicts of tensors.
+        inputs: the graph holds for their shapes, dtypes and device.
+
+    Raises:
+        CaptureError: if the function's course depends on the values of tensors; names the line.
+    """
+    seen: list[Any] = []
+
+    def flat(*tensors: torch.Tensor) -> list[Any]:
+        with _Looking(), _quiet_pyro():
+            leaves, spec = tree_flatten(function(*tensors))
+        seen[:] = [spec, {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, torch.Tensor)}]
+        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    try:
+        traced = make_fx(flat, decomposition_table=_annotated())(*inputs)
+    except CaptureError:
+        raise
+    except Exception as error:  # the user's code may raise anything on what it is given here
+        raise CaptureError(_why(error)) from error
+    held = _lift(traced)
+    with torch.no_grad():
+        graph = _functional(traced, [*held, *inputs])
+    _clean(graph)
+    return Captured(graph, held, *seen)
+
+
+@functools.cache
+def _annotated() -> dict[Any, Any]:
+    """Batch norms write to running statistics without saying so; these say so."""
+    from torch._decomp import get_decompositions
+
+    return get_decompositions([aten.native_batch_norm, aten.cudnn_batch_norm, aten.miopen_batch_norm])
+
+
+# --- looking on -----------------------------------------------------------------------------------------------------
+
+
+class _Looking(TorchFunctionMode):
+    """Keeps numbers tensors while a function is captured, and refuses what would silently burn values in."""
+
+    REFUSED = {
+        torch.Tensor.tolist: "turns a tensor into a list",
+        torch.Tensor.numpy: "turns a tensor into a NumPy array",
+        torch.Tensor.__array__: "turns a tensor into a NumPy array",
+        torch._pack_padded_sequence: "packs sequences whose lengths are values of a tensor",
+        torch._pad_packed_sequence: "unpacks sequences whose lengths are values of a tensor",
+    }
+    RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.item:
+            return args[0].detach().reshape(())
+        if func in self.REFUSED:
+            raise CaptureError(f"{_users_line(traceback.extract_stack())} {self.REFUSED[func]}")
+        if func in self.RECURRENT and isinstance(args[1], torch.Tensor) and args[1].dtype == torch.long:
+            raise CaptureError(f"{_users_line(traceback.extract_stack())} runs over sequences whose lengths are values")
+        return func(*args, **(kwargs or {}))
+
+
+class _MaskInDice(TorchFunctionMode):
+    """Lets zero weights be multiplied where Pyro's enumeration would select the others, a size that depends on values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.all and args[0].dtype == torch.bool:
+            return False  # "not all weights are positive": leads to masked_select
+        if func is torch.Tensor.masked_select:
+            return torch.where(args[1], args[0], torch.zeros((), dtype=args[0].dtype, device=args[0].device))
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _quiet_pyro() -> Iterator[None]:
+    """Pyro without what asks tensors for their values: validation, warnings about NaN, masks in enumeration."""
+    expectation = Dice.compute_expectation
+
+    def masked(self: Dice, costs: Any) -> Any:
+        with _MaskInDice():
+            return expectation(self, costs)
+
+    with (
+        pyro.validation_enabled(False),
+        mock.patch("pyro.util.torch_isnan", lambda x: False),
+        mock.patch.object(Dice, "compute_expectation", masked),
+    ):
+        yield
+
+
+def _why(error: Exception) -> str:
+    line = _users_line(traceback.extract_tb(error.__traceback__))
+    text = str(error).strip().splitlines()
+    if "tracing tensor" in str(error) or "data-dependent" in str(error).lower() or "symbolically traced" in str(error):
+        return f"{line} decides by the value of a tensor"
+    return f"{line} fails: {type(error).__name__}: {text[0] if text else ''}"
+
+
+def _users_line(frames: Sequence[traceback.FrameSummary]) -> str:
+    """The innermost line that is neither torch's, nor Pyro's, nor this module's."""
+    libraries = [str(Path(torch.__file__).parent), str(Path(pyro.__file__).parent), __file__, contextlib.__file__]
+    own = [f for f in frames if not f.filename.startswith(tuple(libraries))]
+    last = (own or list(frames))[-1]
+    return f"{Path(last.filename).name}, line {last.lineno} ({(last.line or '').strip()!r})"
+
+
+# --- cleaning -------------------------------------------------------------------------------------------------------
+
+
+def _lift(traced: fx.GraphModule) -> list[torch.Tensor]:
+    """Makes inputs of the tensors that the graph holds as attributes; they come before its own inputs."""
+    graph, held = traced.graph, []
+    places: dict[int, fx.Node] = {}
+    first = next(iter(graph.nodes))
+    for node in list(graph.nodes):
+        if node.op != "get_attr":
+            continue
+        tensor = getattr(traced, node.target)
+        if node.users and id(tensor) not in places:
+            with graph.inserting_before(first):
+                places[id(tensor)] = graph.placeholder(f"held_{len(held)}")
+            held.append(tensor)
+        if node.users:
+            node.replace_all_uses_with(places[id(tensor)])
+        graph.erase_node(node)
+    traced.recompile()
+    return held
+
+
+def _functional(traced: fx.GraphModule, inputs: list[torch.Tensor]) -> fx.GraphModule:
+    """The same graph without operations in place; what it writes to is copied into at the end."""
+    copies = [t.detach().clone() for t in inputs]  # which the run below may write to
+    with kept_random_state(inputs[0].device):
+        return make_fx(torch.func.functionalize(traced, remove="mutations"))(*copies)
+
+
+def _clean(graph: fx.GraphModule) -> None:
+    """Removes dead code and computations done twice; draws and writes are kept, in their order."""
+    graph.graph.eliminate_dead_code(lambda node: _has_effect(node))
+    known: dict[Any, fx.Node] = {}
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or _has_effect(node) or _FACTORIES.get(node.target):
+            continue
+        key = (node.target, _frozen(node.args), _frozen(node.kwargs))
+        if key in known:
+            node.replace_all_uses_with(known[key])
+            graph.graph.erase_node(node)
+        else:
+            known[key] = node
+    graph.graph.lint()
+    graph.recompile()
+
+
+# Results with undefined contents are not interchangeable: one may be written to where the other is not.
+_FACTORIES = {op: True for op in (aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default)}
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether the operation draws from torch's random state."""
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def _has_effect(node: fx.Node) -> bool:
+    if node.op in ("placeholder", "output"):
+        return True
+    return is_random(node) or (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable)
+
+
+def _frozen(value: Any) -> Any:
+    """Arguments as a hashable key that tells 1 from 1.0 and True."""
+    if isinstance(value, (list, tuple)):
+        return (type(value).__name__, *map(_frozen, value))
+    if isinstance(value, dict):
+        return tuple(sorted((k, _frozen(v)) for k, v in value.items()))
+    if isinstance(value, slice):
+        return ("slice", value.start, value.stop, value.step)
+    # repr tells 0.0 from -0.0, and equal NaNs for one
+    return value if isinstance(value, fx.Node) else (type(value).__name__, repr(value))

@@ -1,0 +1,72 @@
+"""An objective on a pair as a function of the batch that returns its loss and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+
+
+class Gradients:
+    """(loss, gradients) of `loss_and_grads(model, guide, *args, **kwargs)`, as Pyro's ELBOs compute them.
+
+    What a backward pass leaves in `.grad` is taken from there, and what was there before is put back, so that a
+    captured graph can return the gradients as outputs.
+
+    Args:
+        loss_and_grads: of model, guide and the batch; calls backward by itself and returns the loss.
+        model, guide: the pair.
+        size: of args to a number that loss and gradients are divided by; None leaves them as they are.
+
+    Attributes:
+        params: the unconstrained parameters met so far, by Pyro's names; gradients follow their order.
+    """
+
+    def __init__(
+        self,
+        loss_and_grads: Callable[..., Any],
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        size: Callable[..., float] | None = None,
+    ):
+        self.loss_and_grads, self.model, self.guide, self.size = loss_and_grads, model, guide, size
+        self.params: dict[str, torch.Tensor] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+        """The loss, and a gradient by name for each parameter that has one."""
+        before = [(tensor, tensor.grad) for tensor in self.params.values()]
+        for tensor, _ in before:
+            tensor.grad = None
+        with poutine.trace(param_only=True) as found:
+            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+        self.params = {name: site["value"].unconstrained() for name, site in sorted(found.trace.nodes.items())}
+        gradients: dict[str, torch.Tensor] = {}
+        taken: set[int] = set()
+        for name, tensor in self.params.items():
+            if tensor.grad is not None and id(tensor) not in taken:  # one tensor may have two names
+                taken.add(id(tensor))
+                gradients[name] = tensor.grad
+                tensor.grad = None
+        for tensor, grad in before:
+            tensor.grad = grad
+        if self.size is not None:
+            size = self.size(*args)
+            loss, gradients = loss / size, {name: grad / size for name, grad in gradients.items()}
+        if isinstance(loss, torch.Tensor):
+            loss = loss.detach()
+        return loss, gradients
+
+
+def give(params: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]) -> None:
+    """Adds gradients to what the parameters' `.grad` holds."""
+    for name, gradient in gradients.items():
+        tensor = params[name]
+        tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+
+
+def clear(tensors: Sequence[torch.Tensor]) -> None:
+    """Leaves no gradients behind."""
+    for tensor in tensors:
+        tensor.grad = None

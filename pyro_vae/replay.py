@@ -1,0 +1,380 @@
+"""Trace once, run many: a function of batches that captures itself, checks itself, and runs eagerly where it must."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from pyro_vae.capture import Captured, CaptureError, capture
+from pyro_vae.lowering import Flat, has_compiler, lower
+from pyro_vae.pair import kept_random_state
+from pyro_vae.reach import _PLAIN, Watch
+
+Compile = Literal["auto", "eager", "graph", "inductor"]
+COMPILE = ("auto", "eager", "graph", "inductor")
+
+MAX_KINDS = 32  # of batches, and of settings of the plain values around them, for each of which a graph is kept
+
+logger = logging.getLogger("pyro_vae")
+
+
+@dataclass
+class Graph:
+    """A captured function for one kind of batch.
+
+    Attributes:
+        captured: the graph.
+        run: the fastest way to run it so far.
+        params: Pyro's parameters in it, by name.
+        stored: the names of those that Pyro's store holds; the others are PyroModules' own.
+        inductor: whether `run` is compiled; None while that is undecided.
+        unchecked: how many more batches are to be run eagerly too, and compared.
+        calls, seconds: of `run` since the last change of it.
+    """
+
+    captured: Captured
+    run: Flat
+    params: dict[str, torch.Tensor]
+    stored: frozenset[str]
+    inductor: bool | None = None
+    unchecked: int = 1
+    calls: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class _Setting:
+    """The graphs that hold as long as the watched values are what they are."""
+
+    watch: Watch
+    graphs: dict[Any, Graph | None] = field(default_factory=dict)
+
+
+class Replay:
+    """`function(*args, **kwargs)`, with what it does captured once per kind of batch and replayed.
+
+    The first batch of a kind runs eagerly, at the second the function is captured and compared with an eager run under
+    the same seed, value by value; and once more on the next batch, whose values differ. A kind is the shapes, dtypes
+    and devices of the tensors in the arguments, and the value of everything else; numbers with a fraction that change
+    from call to call are made tensors. What the programs reach besides (flags, numbers, parameters) is watched, and
+    another setting of it gets graphs of its own. What can't be captured runs eagerly, and a warning says why, once.
+
+    Args:
+        function: of batches, to nested tensors. It may take gradients by itself.
+        programs: the Python functions and modules behind it, to be watched.
+        compile: "graph" replays the captured graph, "inductor" compiles it at once, "auto" once that pays, "eager"
+            never captures.
+        precision: of matrix products, see `lowering.lower`.
+        calls: how often the function will be called with its most frequent kind of batch, if that is known.
+        what: what the function is, for messages.
+
+    Attributes:
+        latest: the graph that the last call ran; None if it ran eagerly.
+        refusal: why nothing is captured, if so.
+        capture_seconds, compile_seconds: spent so far.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        programs: tuple[Callable[..., Any], ...],
+        *,
+        compile: Compile = "auto",
+        precision: str = "float32",
+        calls: int | None = None,
+        what: str = "the step",
+    ):
+        self.function, self.programs, self.what = function, programs, what
+        self.compile, self.precision, self.calls = compile, precision, calls
+        self.refusal: str | None = None
+        self.capture_seconds = self.compile_seconds = 0.0
+        self._settings: list[_Setting] = []
+        self._moved = 0
+        self._floats: dict[Any, dict[int, float | None]] = {}
+        self.latest: Graph | None = None
+
+    @property
+    def how(self) -> str:
+        """How calls are run by now, for a progress bar."""
+        if self.compile == "eager":
+            return "eager"
+        if self.refusal is not None:
+            return "eager (not captured)"
+        if self.latest is None:
+            return "eager at first"
+        return "captured, Inductor" if self.latest.inductor else "captured"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns; tensors are detached."""
+        graph, tensors = self._find(args, kwargs)
+        self.latest = graph
+        if graph is None:
+            return self._eagerly(args, kwargs)
+        if graph.unchecked and graph.calls:  # not the batch that it was captured from
+            graph.unchecked -= 1
+            try:
+                self._compare(graph, tensors, args, kwargs)
+            except CaptureError as error:
+                self._refuse(str(error))
+                self.latest = None
+                return self.function(*args, **kwargs)
+        start = time.perf_counter()
+        with torch.no_grad():
+            flat = graph.run(*graph.captured.held, *tensors)
+        graph.seconds += time.perf_counter() - start
+        graph.calls += 1
+        if graph.inductor is None:
+            self._consider_inductor(graph, tensors)
+        return graph.captured.nested(flat)
+
+    def _eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A plain call; programs that change what is watched each time they run are found out here."""
+        result = self.function(*args, **kwargs)
+        if self._settings and (place := self._settings[0].watch.changed()):
+            self._moved += 1
+            if self._moved > 2:  # first calls may set things up
+                self._refuse(f"{place} is set anew as the programs run")
+        return result
+
+    # --- which graph --------------------------------------------------------------------------------------------------
+
+    def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Graph | None, list[torch.Tensor]]:
+        if self.compile == "eager" or self.refusal is not None or pyro.poutine.runtime._PYRO_STACK:
+            return None, []
+        leaves, spec = tree_flatten((args, kwargs))
+        nested = bool(kwargs) or any(isinstance(arg, (tuple, list, dict)) for arg in args)
+        key, tensors = self._kind(leaves, spec if nested else len(args))
+        if key is None:
+            return None, []
+        setting = self._setting()
+        if setting is None:
+            return None, []
+        if key not in setting.graphs:
+            if len(setting.graphs) >= MAX_KINDS:
+                return None, []
+            setting.graphs[key] = None  # captured if it comes again
+            return None, []
+        graph = setting.graphs[key]
+        if graph is not None and not _same_params(graph):
+            # The store was cleared or loaded: an eager call registers the modules anew.
+            self._settings.clear()
+            return None, []
+        if graph is None:
+            try:
+                graph = self._capture(setting, leaves, spec, tensors)
+            except CaptureError as error:
+                self._refuse(str(error))
+                return None, []
+            setting.graphs[key] = graph
+        return graph, tensors
+
+    def _kind(self, leaves: list[Any], spec: Any) -> tuple[Any, list[torch.Tensor]]:
+        """A key for the kind of batch, and the tensors in it; no key where an argument can't be told apart."""
+        parts: list[Any] = []
+        tensors: list[torch.Tensor] = []
+        floats = None
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, torch.Tensor):
+                tensors.append(leaf)
+                parts.append((leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad))
+            elif isinstance(leaf, float):
+                if floats is None:
+                    floats = self._floats.setdefault(len(leaves), {})
+                if floats.setdefault(i, leaf) != leaf:
+                    floats[i] = None  # it changes
+                parts.append(("number", floats[i]))
+            elif isinstance(leaf, _PLAIN):
+                parts.append((type(leaf), leaf))
+            else:
+                self._refuse(f"an argument is a {type(leaf).__name__}, whose changes can't be seen")
+                return None, []
+        changing = [leaves[i] for i, value in (floats or {}).items() if value is None]
+        device = tensors[0].device if tensors else None
+        tensors += [torch.tensor(value, dtype=torch.get_default_dtype(), device=device) for value in changing]
+        ambient = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.is_autocast_enabled("cpu"))
+        return (tuple(parts), spec, ambient), tensors
+
+    def _setting(self) -> _Setting | None:
+        """The setting in which the watched values are what they are now."""
+        place = None
+        for i, setting in enumerate(self._settings):
+            now = setting.watch.changed()
+            if now is None:
+                if i:
+                    self._settings.insert(0, self._settings.pop(i))
+                return setting
+            place = place or now
+        if len(self._settings) >= MAX_KINDS:
+            self._refuse(
+                f"{place} keeps changing; keep it in a tensor (a buffer of its module, changed in place) or pass it "
+                "as an argument"
+            )
+            return None
+        self._settings.insert(0, _Setting(Watch(*self.programs)))
+        return self._settings[0]
+
+    def _refuse(self, reason: str) -> None:
+        self.refusal = reason
+        self._settings.clear()
+        logger.warning("%s runs eagerly, which is slower, as it can't be captured: %s.", self.what.capitalize(), reason)
+
+    # --- capturing ------------------------------------------------------------------------------------------------------
+
+    def _capture(self, setting: _Setting, leaves: list[Any], spec: Any, tensors: list[torch.Tensor]) -> Graph:
+        start = time.perf_counter()
+        floats = self._floats.get(len(leaves), {})
+        changing = [i for i, value in floats.items() if value is None and isinstance(leaves[i], float)]
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)] + changing
+
+        def of_tensors(*given: torch.Tensor) -> Any:
+            filled = list(leaves)
+            for i, tensor in zip(places, given, strict=True):
+                filled[i] = tensor
+            args, kwargs = tree_unflatten(filled, spec)
+            return self.function(*args, **kwargs)
+
+        store = pyro.get_param_store()
+        before = dict(store._params)
+        with _unmarked(setting.watch, tensors):
+            with poutine.trace(param_only=True) as found:
+                captured = capture(of_tensors, *tensors)
+            place = setting.watch.changed()
+            replaced = [name for name, tensor in before.items() if store._params.get(name) is not tensor]
+        if place or replaced:
+            raise CaptureError(f"{place or f'the parameter {replaced[0]!r}'} is set anew as the programs run")
+        params = {name: site["value"].unconstrained() for name, site in found.trace.nodes.items()}
+        graph = Graph(captured, captured.graph, params, frozenset(params.keys() & store._params.keys()))
+        args, kwargs = tree_unflatten(leaves, spec)
+        self._compare(graph, tensors, args, kwargs)
+        wanted = "inductor" if self.compile == "inductor" else "graph"
+        self.capture_seconds += time.perf_counter() - start
+        self._lower(graph, tensors, wanted)
+        return graph
+
+    def _compare(self, graph: Graph, tensors: list[torch.Tensor], args: Any, kwargs: Any) -> None:
+        """Runs the function and its graph on one batch under one seed.
+
+        Raises:
+            CaptureError: if their values differ by more than rounding.
+        """
+        if any(tensor._backward_hooks for tensor in graph.params.values()):
+            raise CaptureError("a parameter has a hook on its gradient")
+        device = tensors[0].device if tensors else "cpu"
+        watch = self._settings[0].watch if self._settings else Watch(*self.programs)
+        with _unmarked(watch, graph.captured.written), kept_random_state(device, 0):
+            random.seed(0)  # not as it was at capture: what is drawn from these is burnt in
+            np.random.seed(0)
+            expected = [_detached(leaf) for leaf in tree_flatten(self.function(*args, **kwargs))[0]]
+        with _unmarked(watch, graph.captured.written), kept_random_state(device, 0):
+            got = [_detached(leaf) for leaf in tree_flatten(graph.captured(*tensors))[0]]
+        for mine, theirs in zip(got, expected, strict=True):
+            if not _close(mine, theirs):
+                raise CaptureError(
+                    "its graph gives other values than an eager run under the same seed: something else than its "
+                    "arguments and parameters changes from call to call, such as Python's random numbers"
+                )
+
+    def _lower(self, graph: Graph, tensors: list[torch.Tensor], mode: Literal["graph", "inductor"]) -> None:
+        start = time.perf_counter()
+        device = tensors[0].device if tensors else "cpu"
+        with kept_random_state(device):  # a compiler draws numbers of its own
+            run = lower(graph.captured, tensors, mode, self.precision)
+        if self.precision == "float32":
+            results = []
+            for way in (graph.captured.graph, run):
+                with _unmarked(None, graph.captured.written), kept_random_state(device, 0), torch.no_grad():
+                    results.append([_detached(t) for t in way(*graph.captured.held, *tensors)])
+            # Rounding of the whole computation, 1e-7 of its largest number, may be all that is in a small one.
+            noise = 1e-7 * max((t.abs().max().item() for t in results[0] if t.numel()), default=0.0)
+            if not all(_close(b, a, 1e-4, noise) for a, b in zip(*results, strict=True)):
+                raise CaptureError(f"run by {mode}, its graph gives other values")
+        graph.run, graph.calls, graph.seconds = run, 0, 0.0
+        graph.inductor = True if mode == "inductor" else None if self.compile == "auto" else False
+        self.compile_seconds += time.perf_counter() - start
+
+    def _consider_inductor(self, graph: Graph, tensors: list[torch.Tensor]) -> None:
+        """Compiles where that pays: it takes some seconds and saves about a third of the time of each later call."""
+        if graph.calls < 10:
+            return
+        device = tensors[0].device if tensors else torch.device("cpu")
+        cost = 2.0 + 0.04 * len(graph.captured.graph.graph.nodes)  # seconds, as seen on two cores without a cache
+        each = graph.seconds / graph.calls
+        if self.calls is None:
+            pays = graph.seconds > cost / 3  # what is spent so far is the best guess of what is to come
+        else:
+            pays = (self.calls - graph.calls) * each / 3 > cost
+            if not pays:
+                graph.inductor = False
+        if not pays:
+            return
+        if not has_compiler(device):
+            graph.inductor = False
+            return
+        try:
+            self._lower(graph, tensors, "inductor")
+        except CaptureError as error:
+            graph.inductor = False
+            logger.info("%s stays a captured graph: %s", self.what.capitalize(), error)
+
+
+@contextlib.contextmanager
+def _unmarked(watch: Watch | None, tensors: list[torch.Tensor]) -> Iterator[None]:
+    """Leaves values, buffers, parameters' places and random states as they were."""
+    store = pyro.get_param_store()
+    held = {id(t): t for t in (*tensors, *(watch.tensors() if watch else ())) if not t.requires_grad}
+    copies = [(t, t.detach().clone()) for t in held.values()]
+    entries = (dict(store._params), dict(store._constraints), dict(store._param_to_name))
+    python, numpy = random.getstate(), np.random.get_state()
+    device = next((t.device for t in tensors if t.device.type != "cpu"), torch.device("cpu"))
+    try:
+        with kept_random_state(device):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        if watch:
+            watch.restore()
+        for now, then in zip((store._params, store._constraints, store._param_to_name), entries, strict=True):
+            if len(now) != len(then) or any(now.get(key) is not value for key, value in then.items()):
+                now.clear()
+                now.update(then)
+        with torch.no_grad():
+            for tensor, copy in copies:
+                tensor.copy_(copy)
+
+
+def _same_params(graph: Graph) -> bool:
+    """Whether the store still holds the graph's parameters, and none of them has got a hook."""
+    held = pyro.get_param_store()._params
+    return all(
+        not tensor._backward_hooks and (name not in graph.stored or held.get(name) is tensor)
+        for name, tensor in graph.params.items()
+    )
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _close(a: Any, b: Any, relative: float = 1e-5, noise: float = 1e-12) -> bool:
+    """Whether two results are equal but for rounding, measured by the largest entry."""
+    if not isinstance(a, torch.Tensor) and not isinstance(b, torch.Tensor):
+        return a == b or (a != a and b != b)
+    if a is None or b is None:
+        return False
+    a, b = (torch.as_tensor(t).double().cpu() for t in (a, b))
+    if a.shape != b.shape:
+        return False
+    size = b[b.isfinite()].abs().max().item() if b.isfinite().any() else 0.0
+    return torch.allclose(a, b, rtol=relative, atol=relative * size + noise, equal_nan=True)
