@@ -244,6 +244,11 @@ def is_random(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
+def value_of(node: fx.Node) -> torch.Tensor:
+    """What the node gave at capture, as far as shape, strides, dtype and device go."""
+    return node.meta["val"]
+
+
 def _has_effect(node: fx.Node) -> bool:
     if node.op in ("placeholder", "output"):
         return True

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
 import operator
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import fx
 
-from pyro_vae.capture import Captured, CaptureError, aten, is_random
+from pyro_vae.capture import Captured, CaptureError, aten, is_random, value_of
+from pyro_vae.products import PRODUCTS, choose_matrix_library, round_products
 
 Mode = Literal["graph", "inductor"]
 Flat = Callable[..., Sequence[torch.Tensor]]
@@ -160,89 +158,7 @@ _IN_PLACE = {
 }
 
 
-# --- matrix products ------------------------------------------------------------------------------------------------
-
-_library = torch.library.Library("pyro_vae", "DEF")
-# Inductor insists on constant weights for oneDNN's own operator; under a name of ours it leaves the call alone.
-_library.define("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor")
-
-
-def _one_dnn(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise.default(input, weight, bias, "none", [], "")
-
-
-def _shape_of_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return input.new_empty(input.shape[0], weight.shape[0])
-
-
-_library.impl("linear", _one_dnn, "CPU")
-torch.library.register_fake("pyro_vae::linear", _shape_of_linear, lib=_library)
-
-
-def choose_matrix_library(graph: fx.GraphModule) -> None:
-    """Gives each float32 matrix product to oneDNN where that is faster here and as exact.
-
-    Torch sends `mm` to the library it was built with (MKL on x86), which on some processors is half as fast as oneDNN,
-    which it carries too. Both are timed on the graph's own shapes, once in a process.
-    """
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return
-    for node in list(graph.graph.nodes):
-        if node.target is aten.mm.default:
-            bias, (left, right) = None, node.args
-        elif node.target is aten.addmm.default and not node.kwargs and _value(node.args[0]).dim() == 1:
-            bias, left, right = node.args
-        else:
-            continue
-        a, b = _value(left), _value(right)
-        if a.dtype != torch.float32 or 0 in (*a.shape, *b.shape):
-            continue
-        if not one_dnn_is_better(tuple(a.shape), a.stride(), tuple(b.shape), b.stride(), torch.get_num_threads()):
-            continue
-        with graph.graph.inserting_before(node):
-            weight = graph.graph.call_function(aten.t.default, (right,))
-            new = graph.graph.call_function(torch.ops.pyro_vae.linear.default, (left, weight, bias))
-        new.meta = dict(node.meta)
-        node.replace_all_uses_with(new)
-        graph.graph.erase_node(node)
-    graph.recompile()
-
-
-@functools.cache
-def one_dnn_is_better(
-    shape_a: tuple[int, ...],
-    stride_a: tuple[int, ...],
-    shape_b: tuple[int, ...],
-    stride_b: tuple[int, ...],
-    threads: int,
-) -> bool:
-    """Whether oneDNN multiplies two such matrices faster than `torch.mm`, and with float32's own rounding.
-
-    The error against float64 may be at most three times that of `torch.mm`; lower precision would be off by hundreds.
-    """
-    generator = torch.Generator().manual_seed(0)
-    a, b = (
-        torch.empty_strided(shape, stride).copy_(torch.randn(shape, generator=generator))
-        for shape, stride in ((shape_a, stride_a), (shape_b, stride_b))
-    )
-    with torch.no_grad():
-        exact = a.double() @ b.double()
-        plain = (torch.mm(a, b) - exact).abs().max()
-        if (_one_dnn(a, b.t(), None) - exact).abs().max() > 3 * plain + 1e-6 * exact.abs().max():
-            return False
-        times = [[], []]
-        budget = time.perf_counter() + 0.05
-        while len(times[0]) < 3 or (time.perf_counter() < budget and len(times[0]) < 30):
-            for record, product in zip(times, (torch.mm, lambda a, b: _one_dnn(a, b.t(), None)), strict=True):
-                start = time.perf_counter()
-                product(a, b)
-                record.append(time.perf_counter() - start)
-    # Its call costs some microseconds more than it shows here, through Python.
-    return min(times[1]) + 4e-6 < min(times[0])
-
-
-def _value(node: fx.Node) -> torch.Tensor:
-    return node.meta["val"]
+# --- arithmetic ---------------------------------------------------------------------------------------------------------
 
 
 def vectorise_logs(graph: fx.GraphModule) -> None:
@@ -254,10 +170,12 @@ def vectorise_logs(graph: fx.GraphModule) -> None:
     g = graph.graph
     for node in list(g.nodes):
         if node.target in (aten.softplus.default, aten.log_sigmoid_forward.default, aten.log1p.default):
-            dtype = _value(node.args[0]).dtype
+            dtype = value_of(node.args[0]).dtype
         else:
             continue
-        if not dtype.is_floating_point or (node.target is aten.softplus.default and len(node.args) > 1 and node.args[1] != 1):
+        if not dtype.is_floating_point or (
+            node.target is aten.softplus.default and len(node.args) > 1 and node.args[1] != 1
+        ):
             continue
         call = g.call_function
         x = node.args[0]
@@ -291,51 +209,15 @@ def _log1p(g: fx.Graph, y: fx.Node) -> fx.Node:
     return call(aten.where.self, (call(aten.isinf.default, (u,)), u, near))
 
 
-_PRODUCTS = {
-    aten.mm.default: (0, 1),
-    aten.addmm.default: (1, 2),
-    aten.bmm.default: (0, 1),
-    aten.baddbmm.default: (1, 2),
-    aten.convolution.default: (0, 1),
-    aten.convolution_backward.default: (0, 1, 2),
-}
-
-
-def round_products(graph: fx.GraphModule) -> None:
-    """Runs float32 matrix products and convolutions on bfloat16, their results widened to float32 at once."""
-    g = graph.graph
-    for node in list(g.nodes):
-        if node.target not in _PRODUCTS or _value(node.args[_PRODUCTS[node.target][0]]).dtype != torch.float32:
+def seconds_of(graph: fx.GraphModule) -> float:
+    """About how long one run of the graph takes on two cores, from the sizes in it alone."""
+    seconds = 0.0
+    for node in graph.graph.nodes:
+        value = node.meta.get("val")
+        if node.op != "call_function" or not isinstance(value, torch.Tensor):
             continue
-        args = list(node.args)
-        with g.inserting_before(node):
-            for i, arg in enumerate(args):
-                if isinstance(arg, fx.Node) and isinstance(arg.meta.get("val"), torch.Tensor):
-                    args[i] = g.call_function(aten.to.dtype, (arg, torch.bfloat16))
-        node.args = tuple(args)
-        if node.target is aten.convolution_backward.default:
-            parts = [user for user in node.users if user.target is operator.getitem]
-        else:
-            parts = [node]
-        for part in parts:
-            with g.inserting_after(part):
-                wide = g.call_function(aten.to.dtype, (part, torch.float32))
-            wide.meta = dict(part.meta)
-            part.replace_all_uses_with(wide, delete_user_cb=lambda user, wide=wide: user is not wide)
-    graph.recompile()
-
-
-@contextlib.contextmanager
-def float32_products(precision: str) -> Any:
-    """TensorFloat-32 for CUDA's float32 matrix products where `precision` is "tf32"; put back afterwards."""
-    places = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
-    before = [place.fp32_precision for place in places]
-    if precision == "tf32":
-        for place in places:
-            place.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            if place.fp32_precision != value:
-                place.fp32_precision = value
+        seconds += 4e-6 + value.numel() / 2e9
+        if node.target in PRODUCTS:
+            inner = value_of(node.args[PRODUCTS[node.target][0]]).shape[-1]
+            seconds += 2 * value.numel() * inner / 2e11
+    return seconds

@@ -22,19 +22,19 @@ class Progress:
         self.live = live
         self.last, self.count, self.since = 0.0, 0, time.perf_counter()
 
-    def step(self, loss: torch.Tensor, size: int) -> None:
+    def step(self, loss: torch.Tensor, size: int, how: str) -> None:
         self.count += size
         now = time.perf_counter()
         if self.bar.disable or now - self.last < 0.5:
             return
         speed = self.count / max(now - self.since, 1e-9)
-        self.bar.set_postfix_str(f"loss {loss.item():.2f} nats, {speed:,.0f} data/s", refresh=self.live)
+        self.bar.set_postfix_str(f"loss {loss.item():.2f} nats, {speed:,.0f} data/s, {how}", refresh=self.live)
         self.last = now
 
-    def epoch(self, row: dict[str, float]) -> None:
+    def epoch(self, row: dict[str, float], how: str) -> None:
         valid = f", validation ELBO {row['validation_elbo']:.2f}" if "validation_elbo" in row else ""
         self.bar.set_postfix_str(
-            f"loss {row['loss']:.2f} nats{valid}, {row['samples_per_second']:,.0f} data/s", refresh=False
+            f"loss {row['loss']:.2f} nats{valid}, {row['samples_per_second']:,.0f} data/s, {how}", refresh=False
         )
         self.bar.update()
         self.count, self.since = 0, time.perf_counter()

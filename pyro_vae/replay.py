@@ -17,12 +17,14 @@ from pyro import poutine
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_vae.capture import Captured, CaptureError, capture
-from pyro_vae.lowering import Flat, has_compiler, lower
+from pyro_vae.lowering import Flat, has_compiler, lower, seconds_of
 from pyro_vae.pair import kept_random_state
 from pyro_vae.reach import _PLAIN, Watch
 
 Compile = Literal["auto", "eager", "graph", "inductor"]
 COMPILE = ("auto", "eager", "graph", "inductor")
+
+CAPTURE_FROM = 100  # calls; fewer do not repay the time that capturing takes
 
 MAX_KINDS = 32  # of batches, and of settings of the plain values around them, for each of which a graph is kept
 
@@ -40,7 +42,8 @@ class Graph:
         stored: the names of those that Pyro's store holds; the others are PyroModules' own.
         inductor: whether `run` is compiled; None while that is undecided.
         unchecked: how many more batches are to be run eagerly too, and compared.
-        calls, seconds: of `run` since the last change of it.
+        calls: of `run` since the last change of it.
+        estimate: seconds that a call takes uncompiled, from its operations' sizes.
     """
 
     captured: Captured
@@ -50,7 +53,7 @@ class Graph:
     inductor: bool | None = None
     unchecked: int = 1
     calls: int = 0
-    seconds: float = 0.0
+    estimate: float = 0.0
 
 
 @dataclass
@@ -65,7 +68,8 @@ class Replay:
     """`function(*args, **kwargs)`, with what it does captured once per kind of batch and replayed.
 
     The first batch of a kind runs eagerly, at the second the function is captured and compared with an eager run under
-    the same seed, value by value; and once more on the next batch, whose values differ. A kind is the shapes, dtypes
+    the same seed, value by value; and once more on the next batch, whose values differ. Whether to compile depends on
+    counts alone, never on a clock, so that a seed fixes every bit. A kind is the shapes, dtypes
     and devices of the tensors in the arguments, and the value of everything else; numbers with a fraction that change
     from call to call are made tensors. What the programs reach besides (flags, numbers, parameters) is watched, and
     another setting of it gets graphs of its own. What can't be captured runs eagerly, and a warning says why, once.
@@ -76,7 +80,8 @@ class Replay:
         compile: "graph" replays the captured graph, "inductor" compiles it at once, "auto" once that pays, "eager"
             never captures.
         precision: of matrix products, see `lowering.lower`.
-        calls: how often the function will be called with its most frequent kind of batch, if that is known.
+        calls: of a batch's tensors to how often such a batch will come, if that is known; "auto" then decides at the
+            first batch of a kind how it is run to the end, and captures at once what it captures.
         what: what the function is, for messages.
 
     Attributes:
@@ -92,7 +97,7 @@ class Replay:
         *,
         compile: Compile = "auto",
         precision: str = "float32",
-        calls: int | None = None,
+        calls: Callable[..., int] | None = None,
         what: str = "the step",
     ):
         self.function, self.programs, self.what = function, programs, what
@@ -129,13 +134,11 @@ class Replay:
                 self._refuse(str(error))
                 self.latest = None
                 return self.function(*args, **kwargs)
-        start = time.perf_counter()
         with torch.no_grad():
             flat = graph.run(*graph.captured.held, *tensors)
-        graph.seconds += time.perf_counter() - start
         graph.calls += 1
-        if graph.inductor is None:
-            self._consider_inductor(graph, tensors)
+        if graph.inductor is None:  # what has come so far is the best guess of what is to come
+            self._consider_inductor(graph, tensors, graph.calls)
         return graph.captured.nested(flat)
 
     def _eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -164,13 +167,16 @@ class Replay:
             if len(setting.graphs) >= MAX_KINDS:
                 return None, []
             setting.graphs[key] = None  # captured if it comes again
-            return None, []
+            if self.calls is None:
+                return None, []
         graph = setting.graphs[key]
         if graph is not None and not _same_params(graph):
             # The store was cleared or loaded: an eager call registers the modules anew.
             self._settings.clear()
             return None, []
         if graph is None:
+            if self.calls is not None and self.compile == "auto" and self.calls(*tensors) < CAPTURE_FROM:
+                return None, []
             try:
                 graph = self._capture(setting, leaves, spec, tensors)
             except CaptureError as error:
@@ -257,9 +263,15 @@ class Replay:
         graph = Graph(captured, captured.graph, params, frozenset(params.keys() & store._params.keys()))
         args, kwargs = tree_unflatten(leaves, spec)
         self._compare(graph, tensors, args, kwargs)
-        wanted = "inductor" if self.compile == "inductor" else "graph"
+        graph.estimate = seconds_of(captured.graph)
         self.capture_seconds += time.perf_counter() - start
-        self._lower(graph, tensors, wanted)
+        at_once = self.compile == "inductor" and not self.compile_seconds  # further kinds must come often
+        self._lower(graph, tensors, "inductor" if at_once else "graph")
+        if self.compile == "graph":
+            graph.inductor = False
+        elif self.calls is not None and graph.inductor is None:
+            self._consider_inductor(graph, tensors, self.calls(*tensors))
+            graph.inductor = bool(graph.inductor)
         return graph
 
     def _compare(self, graph: Graph, tensors: list[torch.Tensor], args: Any, kwargs: Any) -> None:
@@ -299,32 +311,22 @@ class Replay:
             noise = 1e-7 * max((t.abs().max().item() for t in results[0] if t.numel()), default=0.0)
             if not all(_close(b, a, 1e-4, noise) for a, b in zip(*results, strict=True)):
                 raise CaptureError(f"run by {mode}, its graph gives other values")
-        graph.run, graph.calls, graph.seconds = run, 0, 0.0
-        graph.inductor = True if mode == "inductor" else None if self.compile == "auto" else False
-        self.compile_seconds += time.perf_counter() - start
+        graph.run, graph.calls = run, 0
+        if mode == "inductor":
+            graph.inductor = True
+            self.compile_seconds += time.perf_counter() - start
 
-    def _consider_inductor(self, graph: Graph, tensors: list[torch.Tensor]) -> None:
-        """Compiles where that pays: it takes some seconds and saves about a third of the time of each later call."""
-        if graph.calls < 10:
-            return
-        device = tensors[0].device if tensors else torch.device("cpu")
+    def _consider_inductor(self, graph: Graph, tensors: list[torch.Tensor], calls: int) -> None:
+        """Compiles where that pays: it takes some seconds, and saves about a third of the time of each later call."""
         cost = 2.0 + 0.04 * len(graph.captured.graph.graph.nodes)  # seconds, as seen on two cores without a cache
-        each = graph.seconds / graph.calls
-        if self.calls is None:
-            pays = graph.seconds > cost / 3  # what is spent so far is the best guess of what is to come
-        else:
-            pays = (self.calls - graph.calls) * each / 3 > cost
-            if not pays:
-                graph.inductor = False
-        if not pays:
+        if calls * graph.estimate / 3 < cost:
             return
-        if not has_compiler(device):
-            graph.inductor = False
+        graph.inductor = False
+        if not has_compiler(tensors[0].device if tensors else torch.device("cpu")):
             return
         try:
             self._lower(graph, tensors, "inductor")
         except CaptureError as error:
-            graph.inductor = False
             logger.info("%s stays a captured graph: %s", self.what.capitalize(), error)
 
 

@@ -1,6 +1,6 @@
 """`SVI`, a drop-in for `pyro.infer.SVI` that captures the step once and replays it.
 
-    from pyro_vae.svi import SVI    # instead of: from pyro.infer import SVI
+from pyro_vae.svi import SVI    # instead of: from pyro.infer import SVI
 """
 
 from __future__ import annotations
@@ -132,7 +132,9 @@ class _Update:
         known = {id(tensor) for group in self.optim.param_groups for tensor in group["params"]}
         for name, tensor in params.items():
             if id(tensor) not in known and tensor.requires_grad:
-                raise InputError(f"optim does not hold the parameter {name!r}; give it all parameters, or use pyro.optim.")
+                raise InputError(
+                    f"optim does not hold the parameter {name!r}; give it all parameters, or use pyro.optim."
+                )
         self.params = list(params.values())
 
     def _joined(self, tensors: list[torch.Tensor]) -> bool:

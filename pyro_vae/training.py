@@ -17,13 +17,13 @@ from typing import Any, Literal
 import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO
-from torch import nn
 
 from pyro_vae import data, saving
 from pyro_vae.checks import InputError, one_of, positive, positive_int, whole_seed
 from pyro_vae.divergence import TrainingDiverged, explain
 from pyro_vae.evaluation import check_data, elbo_terms
 from pyro_vae.files import read_tensors
+from pyro_vae.gradients import Gradients, clear, give
 from pyro_vae.pair import (
     as_pair,
     data_plate,
@@ -35,7 +35,9 @@ from pyro_vae.pair import (
     trace_pair,
     unregistered,
 )
+from pyro_vae.products import float32_products
 from pyro_vae.progress import bar_over
+from pyro_vae.replay import COMPILE, Compile, Replay
 from pyro_vae.runs import CHECKPOINT, RunLog, claim
 
 Schedule = Callable[[float], float]
@@ -58,11 +60,12 @@ class FitResult:
         pair: the pair, trained.
         history: one dict per epoch: "epoch", "loss" (negative ELBO, nats per datum), "validation_elbo" and
             "validation_stderr" (if there is validation data), "lr", "grad_norm", "seconds" and "samples_per_second" (of
-            training alone).
+            training alone), and on CUDA "peak_memory" (bytes).
         stopped_because: "epochs", "patience" or "interrupted".
         best_epoch: epoch with the best validation ELBO, if there is validation data.
         out: the run folder, if one was written.
         device: where it ran.
+        how: how its steps were run: "eager", "captured", or "captured, Inductor".
     """
 
     pair: Any
@@ -71,6 +74,7 @@ class FitResult:
     best_epoch: int | None
     out: Path | None
     device: str
+    how: str
 
 
 @dataclass
@@ -132,7 +136,8 @@ def fit(
     optimizer: Any = None,
     binarize: Literal["none", "threshold", "static", "dynamic"] | None = None,
     device: str | torch.device | None = None,
-    compile: Literal["auto", "eager"] = "auto",
+    compile: Compile = "auto",
+    precision: Literal["float32", "tf32", "bf16"] = "float32",
     progress: bool = True,
     out: str | Path | None = None,
     resume: bool = False,
@@ -160,7 +165,11 @@ def fit(
             pyro.optim optimizer; Adam by default.
         binarize: what is done to grey pixels; "dynamic" draws them anew each time.
         device: cpu, cuda or mps; the fastest that is there by default.
-        compile: how steps are run; "auto" takes the fastest way there is.
+        compile: how steps are run: "graph" captures a step once and replays it, "inductor" compiles the graph too, "auto"
+            does what repays its time in a run as long as this one, "eager" runs Pyro each time. What can't be captured
+            runs eagerly, and a warning says why.
+        precision: of matrix products: "float32"; "tf32", on CUDA alone; or "bf16", which rounds their inputs to 8 bits.
+            All else, the densities' sums above all, stays in the parameters' own precision.
         progress: show a bar with loss and speed.
         out: run folder for config.yaml, model.safetensors, metrics.csv, figures and the checkpoint.
         resume: go on from the checkpoint in `out`; the result is the same as if the run had not been interrupted.
@@ -170,13 +179,16 @@ def fit(
         InputError: on bad arguments or data, before the first step.
         TrainingDiverged: at the step whose loss or gradient is not finite; `out` then holds the last good weights.
     """
-    one_of("compile", compile, ["auto", "eager"])
+    one_of("compile", compile, COMPILE)
+    one_of("precision", precision, ["float32", "tf32", "bf16"])
+    if precision == "bf16" and compile == "eager":
+        raise InputError("precision='bf16' needs captured steps; take compile='auto', 'graph' or 'inductor'.")
     settings = Settings(epochs, batch_size, lr, schedule, warmup, clip, patience, seed)
     if resume and out is None:
         raise InputError("resume=True needs out=, the run folder with the checkpoint.")
     folder = claim(out, resume)
     training, validation = _sets(x, validation, binarize, seed)
-    trainer = Trainer(as_pair(pair), settings, objective or Trace_ELBO(), device)
+    trainer = Trainer(as_pair(pair), settings, objective or Trace_ELBO(), device, compile, precision)
     with kept_random_state(trainer.device):
         trainer.prepare(training, validation, optimizer, binarize)
     with kept_random_state(trainer.device, trainer.rank_seed()) if seed is not None else contextlib.nullcontext():
@@ -185,10 +197,17 @@ def fit(
             trainer.restore(read_tensors(folder / CHECKPOINT))
         else:
             log.start(config)
-        trainer.run(log, progress and trainer.is_main)
+        with float32_products(precision):
+            trainer.run(log, progress and trainer.is_main)
     log.finish(trainer.history, trainer.examples if trainer.validation is None else trainer.validation)
     return FitResult(
-        trainer.pair, trainer.history, trainer.stopped_because, trainer.best_epoch, folder, str(trainer.device)
+        trainer.pair,
+        trainer.history,
+        trainer.stopped_because,
+        trainer.best_epoch,
+        folder,
+        str(trainer.device),
+        trainer.step.how,
     )
 
 
@@ -222,46 +241,6 @@ def pick_device(wanted: str | torch.device | None) -> torch.device:
     return device
 
 
-class Loss(nn.Module):
-    """The objective as a plain function of a batch, in nats per datum, with the parameters that it moves.
-
-    Args:
-        pair: model and guide.
-        objective: a Pyro ELBO.
-        moved: the unconstrained parameters.
-        population: the size that a subsampled plate over the data stands for; None if it is the batch's own.
-    """
-
-    def __init__(self, pair: Any, objective: ELBO, moved: Sequence[torch.Tensor], population: int | None):
-        super().__init__()
-        self.pair_programs = (pair.model, pair.guide)  # a tuple, so that torch registers no module twice
-        self.objective, self.population = objective, population
-        # Registered under plain names, so that DistributedDataParallel finds them; those of pyro.param are no Parameters.
-        self.loose = [tensor for tensor in moved if not isinstance(tensor, nn.Parameter)]
-        for i, tensor in enumerate(moved):
-            if isinstance(tensor, nn.Parameter):
-                self.register_parameter(f"moved{i}", tensor)
-
-    @property
-    def has_graph(self) -> bool:
-        """Whether the objective gives a loss to call backward on, or only fills gradients by itself."""
-        return hasattr(self.objective, "differentiable_loss")
-
-    def forward(self, *batch: torch.Tensor) -> torch.Tensor:
-        model, guide = self.pair_programs
-        return self.objective.differentiable_loss(model, guide, *batch) / (self.population or len(batch[0]))
-
-    def fill_gradients(self, *batch: torch.Tensor) -> torch.Tensor:
-        """For objectives that call backward by themselves, such as RenyiELBO."""
-        model, guide = self.pair_programs
-        size = self.population or len(batch[0])
-        value = self.objective.loss_and_grads(model, guide, *batch) / size
-        for parameter in (*self.parameters(), *self.loose):
-            if parameter.grad is not None:
-                parameter.grad /= size
-        return torch.as_tensor(value)
-
-
 @dataclass
 class Trainer:
     """The loop and its state: all that a checkpoint holds."""
@@ -270,6 +249,8 @@ class Trainer:
     settings: Settings
     objective: ELBO
     wanted_device: str | torch.device | None
+    compile: Compile = "auto"
+    precision: str = "float32"
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int | None = None
     stopped_because: str = ""
@@ -315,27 +296,51 @@ class Trainer:
             logger.warning(
                 "%d parameters are not known to Pyro and stay as they are (%s): call pyro.module.", len(lost), shown
             )
-        self.loss = Loss(self.pair, self.objective, list(self.moved.values()), self._population(first))
         if self.settings.batch_size % self.accelerator.num_processes:
             processes = self.accelerator.num_processes
             raise InputError(f"batch_size={self.settings.batch_size} must be a multiple of the {processes} processes.")
-        if self.accelerator.num_processes > 1 and not self.loss.has_graph:
-            raise InputError(f"objective={self.objective!r} has no differentiable_loss, which several processes need.")
+        self.step = self._captured(first)
         self.optimizer = _optimizer(optimizer, list(self.moved.values()), self.settings.lr)
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        spread = self.accelerator.num_processes > 1 and any(True for _ in self.loss.parameters())
-        self.call = self.accelerator.prepare(self.loss) if spread else self.loss
         self.order_seed = seed if self.settings.seed is not None else int(torch.randint(2**31, ()))
         if self.accelerator.num_processes > 1:
             self._agree()
 
+    def _captured(self, first: tuple[torch.Tensor, ...]) -> Replay:
+        """(loss, gradients), both per datum, as a function of the batch."""
+        population = self._population(first)
+        self.gradients = Gradients(
+            _loss_and_grads(self.objective),
+            self.pair.model,
+            self.pair.guide,
+            size=lambda *batch: population or len(batch[0]),
+        )
+        self.gradients.params = dict(self.moved)
+        whole, rest = divmod(len(self.examples), self.settings.batch_size)
+
+        def calls(*batch: torch.Tensor) -> int:
+            if self.accelerator.num_processes > 1:
+                return self.settings.epochs * max(whole, 1)
+            return self.settings.epochs * (whole if len(batch[0]) == self.settings.batch_size else 1)
+
+        programs = (self.pair.model, self.pair.guide, self.objective)
+        return Replay(
+            self.gradients,
+            programs,
+            compile=self.compile,
+            precision=self.precision,
+            calls=calls,
+            what="training's step",
+        )
+
     def _agree(self) -> None:
-        """All processes take the first one's order of the data, and its start of what DistributedDataParallel leaves."""
+        """All processes take the first one's order of the data, and its start."""
         from accelerate.utils import broadcast
 
         self.order_seed = int(broadcast(torch.tensor(self.order_seed, device=self.device)))
+        buffers = [buffer for module in modules(self.pair) for buffer in module.buffers()]
         with torch.no_grad():
-            for tensor in self.loss.loose:
+            for tensor in (*self.moved.values(), *buffers):
                 tensor.copy_(broadcast(tensor.detach().clone()))
 
     def _population(self, batch: tuple[torch.Tensor, ...]) -> int | None:
@@ -368,7 +373,7 @@ class Trainer:
                 if self._out_of_patience(row):
                     self.stopped_because = "patience"
                 log.epoch(self.history, self.checkpoint())
-                bar.epoch(row)
+                bar.epoch(row, self.step.how)
         self.stopped_because = self.stopped_because or "epochs"
         if self.stopped_because == "patience":
             saving.load_state(self.pair, self.best_weights)
@@ -387,9 +392,11 @@ class Trainer:
                 loss, norm = self._step(index, batch, weight, epoch)
             total += loss.to(total) * len(batch[0])
             seen += len(batch[0]) * self.accelerator.num_processes
-            bar.step(loss, len(batch[0]))
+            bar.step(loss, len(batch[0]), self.step.how)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        if self.accelerator.num_processes > 1:
+            self._share_buffers()
         seconds = time.perf_counter() - start
         row = {"epoch": epoch, "loss": self._mean(total)}
         if self.validation is not None:
@@ -397,43 +404,44 @@ class Trainer:
             row |= {"validation_elbo": terms.elbo, "validation_stderr": terms.stderr}
         rate = len(self.examples) / seconds
         lr = self.optimizer.param_groups[0]["lr"]
+        if self.device.type == "cuda":
+            row["peak_memory"] = torch.cuda.max_memory_allocated(self.device)
         return row | {"lr": lr, "grad_norm": float(norm), "seconds": seconds, "samples_per_second": rate}
 
     def _step(
         self, index: torch.Tensor, batch: tuple[torch.Tensor, ...], weight: float, epoch: int
-    ) -> tuple[torch.Tensor, Any]:
-        self.optimizer.zero_grad(set_to_none=True)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         before = torch.get_rng_state()
         try:
             with explained_support_errors():
-                loss = self._loss_with_gradients(batch, weight)
+                loss, gradients = self.step(*batch)
         except ValueError as error:  # Pyro's validation, on in the first step, met a number that is not finite
             torch.set_rng_state(before)
             if (reason := explain(self.pair, index, batch, self.moved)) is None:
                 raise
             raise TrainingDiverged(f"Epoch {epoch}: {reason}") from error
         if self.accelerator.num_processes > 1:
-            for tensor in self.loss.loose:
-                tensor.grad = self.accelerator.reduce(tensor.grad, "mean")
-        gradients = [p.grad for p in self.moved.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if not math.isfinite(loss.item() + norm.item()):
+            gradients = self._averaged(gradients, weight)
+        norm = torch.nn.utils.get_total_norm(list(gradients.values()))
+        clear(list(self.moved.values()))
+        give(self.moved, gradients)
+        if not math.isfinite(float(loss) + norm.item()):
             torch.set_rng_state(before)
             reason = explain(self.pair, index, batch, self.moved)
             raise TrainingDiverged(
-                f"Epoch {epoch}: the loss is {loss.item()}, the gradient's norm {norm.item()}. {reason}"
+                f"Epoch {epoch}: the loss is {float(loss)}, the gradient's norm {norm.item()}. {reason}"
             )
         if self.settings.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(list(self.moved.values()), self.settings.clip, norm)
         self.optimizer.step()
-        return loss.detach(), norm
+        return torch.as_tensor(loss), norm
 
-    def _loss_with_gradients(self, batch: tuple[torch.Tensor, ...], weight: float) -> torch.Tensor:
-        if not self.loss.has_graph:
-            return self.loss.fill_gradients(*batch)
-        loss = self.call(*batch)
-        self.accelerator.backward(loss if weight == 1.0 else loss * weight)
-        return loss
+    def _averaged(self, gradients: dict[str, torch.Tensor], weight: float) -> dict[str, torch.Tensor]:
+        """The mean over the processes of their weighted gradients, in one message."""
+        flat = torch.cat([gradient.flatten() for gradient in gradients.values()]) * weight
+        flat = self.accelerator.reduce(flat, "mean")
+        parts = flat.split([gradient.numel() for gradient in gradients.values()])
+        return {name: part.view_as(g) for (name, g), part in zip(gradients.items(), parts, strict=True)}
 
     def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, tuple[torch.Tensor, ...], float]]:
         """This process's share of every batch, each datum once, in an order that epoch and seed alone decide.
@@ -457,6 +465,14 @@ class Trainer:
         factor = self.settings.lr_factor(done)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
+
+    def _share_buffers(self) -> None:
+        """Running statistics are the first process's, which is the one that is saved."""
+        from accelerate.utils import broadcast
+
+        for module in modules(self.pair):
+            for buffer in module.buffers():
+                buffer.copy_(broadcast(buffer.detach().clone()))
 
     def _mean(self, total: torch.Tensor) -> float:
         if self.accelerator.num_processes > 1:
@@ -518,6 +534,19 @@ class Trainer:
             torch.cuda.set_rng_state(states["device"], self.device)
         kind, internal, gauss = states["python"]
         random.setstate((kind, tuple(internal), gauss))
+
+
+def _loss_and_grads(objective: Any) -> Callable[..., Any]:
+    """The objective's own, or one made of its differentiable loss."""
+    if hasattr(objective, "loss_and_grads"):
+        return objective.loss_and_grads
+
+    def loss_and_grads(model: Any, guide: Any, *batch: torch.Tensor) -> torch.Tensor:
+        loss = objective.differentiable_loss(model, guide, *batch)
+        loss.backward()
+        return loss.detach()
+
+    return loss_and_grads
 
 
 def _optimizer(make: Any, tensors: list[torch.Tensor], lr: float) -> torch.optim.Optimizer:

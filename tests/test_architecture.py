@@ -16,9 +16,10 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 # From the top to the bottom: a module imports only from modules below it.
 ORDER = [
-    "__main__", "cli", "training", "progress", "runs", "report", "plotting",
+    "__main__", "cli", "svi", "training", "progress", "runs", "report", "plotting",
     "evaluation", "saving", "models.vae", "models.base",
-    "sampling", "importance", "diagnostics", "divergence", "pair", "priors", "likelihoods", "guides", "networks",
+    "sampling", "importance", "diagnostics", "divergence", "gradients", "replay", "lowering", "products", "capture",
+    "pair", "reach", "priors", "likelihoods", "guides", "networks",
     "component", "data", "pictures", "readers", "streams", "examples", "files", "checks",
 ]  # fmt: skip
 

@@ -128,9 +128,15 @@ CASES = {
     "subsampled": (lambda: make_vae(full_size=100), Trace_ELBO),
     "masked": (lambda: make_vae(mask=torch.arange(24) < 20), Trace_ELBO),
     "score function": (make_mixture, Trace_ELBO),
-    "enumerated": (lambda: (make_mixture()[0], config_enumerate(make_mixture()[1])), lambda: TraceEnum_ELBO(max_plate_nesting=1)),
+    "enumerated": (
+        lambda: (make_mixture()[0], config_enumerate(make_mixture()[1])),
+        lambda: TraceEnum_ELBO(max_plate_nesting=1),
+    ),
     "tensor Monte Carlo": (
-        lambda: (make_vae()[0], config_enumerate(make_vae()[1], default="parallel", expand=True, num_samples=4, tmc="mixture")),
+        lambda: (
+            make_vae()[0],
+            config_enumerate(make_vae()[1], default="parallel", expand=True, num_samples=4, tmc="mixture"),
+        ),
         lambda: TraceTMC_ELBO(max_plate_nesting=1),
     ),
     "PyroModule": (lambda: (Regression(), lambda x: None), Trace_ELBO),
@@ -208,9 +214,7 @@ def test_a_scheduler_reaches_the_joint_optimizer():
     def run(kind, **options):
         pyro.clear_param_store()
         torch.manual_seed(1)
-        schedule = pyro.optim.ExponentialLR(
-            {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.3}
-        )
+        schedule = pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.3})
         svi = kind(*make_vae(), schedule, Trace_ELBO(), **options)
         losses = []
         for _ in range(4):
