@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from pyro_vae import data
-from pyro_vae.checks import InputError, positive_int
+from pyro_vae.checks import InputError, one_of, positive_int
 from pyro_vae.diagnostics import effective_sample_size, pareto_khat, tail_length
 from pyro_vae.importance import Draws, bytes_per_draw, find_layout
 from pyro_vae.pair import (
@@ -27,6 +28,7 @@ from pyro_vae.pair import (
     trace_pair,
     unsupported,
 )
+from pyro_vae.replay import COMPILE, Compile, Replay
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def log_likelihood(
     binarize: str | None = None,
     seed: int = 0,
     max_memory: int | None = None,
+    compile: Compile = "auto",
     progress: bool = False,
 ) -> LogLikelihood:
     """log p(x_n) ≈ log 1/K Σ_k p(x_n, z_k) / q(z_k | x_n), z_k ~ q (Kingma & Welling 2014, appendix D; Burda et al. 2016).
@@ -112,6 +115,8 @@ def log_likelihood(
         seed: of the draws; the same seed gives the same numbers.
         max_memory: bytes that one chunk's tensors may take; by default what was fastest here, 64 MiB on a CPU (more no
             longer fits its caches) and 1 GiB on a GPU.
+        compile: how weights are computed: by a captured "graph", by that graph compiled ("inductor"), by Pyro itself
+            ("eager"), or as repays its time for so many draws ("auto").
         progress: show a bar.
 
     Raises:
@@ -119,6 +124,7 @@ def log_likelihood(
     """
     pair = as_pair(pair)
     positive_int("num_samples", num_samples)
+    one_of("compile", compile, COMPILE)
     examples = _scored(pair, x, binarize, seed)
     if max_memory is None:
         max_memory = 2**26 if torch.device(examples.device).type == "cpu" else 2**30
@@ -129,21 +135,57 @@ def log_likelihood(
         draws_at_once = max(1, int(max_memory / bytes_per_draw(pair, first, layout)))
         rows = min(max(1, draws_at_once // num_samples), 4096, len(examples))
         notes = _notes(pair, first)
+    chunks = _chunks(num_samples, max(1, draws_at_once // rows))
     pieces = []
     with evaluating(pair), kept_random_state(examples.device, seed):
+        weights = _Weights(pair, layout, compile, chunks, rows, len(examples))
         for batch in _bar(examples.batches(rows), -(-len(examples) // rows), progress):
-            pieces.append(_score(Draws(pair, batch, layout), num_samples, draws_at_once))
+            pieces.append(_score(weights.of(batch, chunks), num_samples))
     values, mc_stderr, khat, ess = (torch.cat(column) for column in zip(*pieces, strict=True))
     return LogLikelihood(values, mc_stderr, khat, ess, num_samples, notes)
 
 
-def _score(draws: Draws, num_samples: int, draws_at_once: int) -> tuple[torch.Tensor, ...]:
+def _chunks(num_samples: int, at_once: int) -> list[int]:
+    """Sizes of about equal parts of K, none larger than `at_once`; at most two different ones."""
+    count = -(-num_samples // at_once)
+    return [num_samples // count + (i < num_samples % count) for i in range(count)]
+
+
+class _Weights:
+    """log-weights in chunks of K, by a function of the batch for each size of chunk, captured where that pays."""
+
+    def __init__(self, pair: Any, layout: Any, compile: Compile, chunks: list[int], rows: int, num_data: int):
+        self.pair, self.layout, self.compile = pair, layout, compile
+        self.replays = {}
+        for size in set(chunks):
+
+            def calls(*batch: torch.Tensor, often: int = chunks.count(size)) -> int:
+                return often * (num_data // rows if len(batch[0]) == rows else 1)
+
+            function = functools.partial(self._drawn_anew, size)
+            programs = (pair.model, pair.guide)
+            self.replays[size] = Replay(function, programs, compile=compile, calls=calls, what="scoring")
+
+    def _drawn_anew(self, size: int, *batch: torch.Tensor) -> torch.Tensor:
+        return Draws(self.pair, batch, self.layout).log_weights(size)
+
+    def of(self, batch: Batch, chunks: list[int]) -> Iterator[torch.Tensor]:
+        """(K', N) for each chunk size K'. Run eagerly, the guide runs once for all chunks, else once for each."""
+        draws = None
+        for size in chunks:
+            if self.replays[size].captures(*batch):
+                yield self.replays[size](*batch)
+            else:
+                draws = draws or Draws(self.pair, batch, self.layout)
+                yield draws.log_weights(size)
+
+
+def _score(weights: Iterator[torch.Tensor], num_samples: int) -> tuple[torch.Tensor, ...]:
     """log p(x), its Monte Carlo error, k-hat and effective sample size of each datum of one batch."""
-    step = max(1, draws_at_once // draws.num_data)
     kept = tail_length(num_samples) + 1
     log_sum = log_sum_squares = tail = None
-    for start in range(0, num_samples, step):
-        log_w = draws.log_weights(min(step, num_samples - start)).double()
+    for chunk in weights:
+        log_w = chunk.double()
         if not log_w.isfinite().any(0).all() or log_w.isnan().any():
             row = (log_w.isnan().any(0) | ~log_w.isfinite().any(0)).nonzero()[0].item()
             raise InputError(f"The weights of datum {row} in the chunk are not finite; check the data and the weights.")

@@ -6,7 +6,7 @@ import logging
 import operator
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import fx

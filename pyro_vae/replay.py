@@ -116,9 +116,10 @@ class Replay:
             return "eager"
         if self.refusal is not None:
             return "eager (not captured)"
-        if self.latest is None:
-            return "eager at first"
-        return "captured, Inductor" if self.latest.inductor else "captured"
+        graphs = [graph for setting in self._settings for graph in setting.graphs.values() if graph is not None]
+        if not graphs:
+            return "eager"
+        return "captured, Inductor" if any(graph.inductor for graph in graphs) else "captured"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function returns; tensors are detached."""
@@ -140,6 +141,10 @@ class Replay:
         if graph.inductor is None:  # what has come so far is the best guess of what is to come
             self._consider_inductor(graph, tensors, graph.calls)
         return graph.captured.nested(flat)
+
+    def captures(self, *args: Any, **kwargs: Any) -> bool:
+        """Whether such a call runs a graph; captures it if it is due."""
+        return self._find(args, kwargs)[0] is not None
 
     def _eagerly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A plain call; programs that change what is watched each time they run are found out here."""

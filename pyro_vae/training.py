@@ -9,7 +9,7 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -316,7 +316,7 @@ class Trainer:
             size=lambda *batch: population or len(batch[0]),
         )
         self.gradients.params = dict(self.moved)
-        whole, rest = divmod(len(self.examples), self.settings.batch_size)
+        whole, _rest = divmod(len(self.examples), self.settings.batch_size)
 
         def calls(*batch: torch.Tensor) -> int:
             if self.accelerator.num_processes > 1:

@@ -261,12 +261,13 @@ def test_a_torch_optimizer_moves_the_parameters_that_it_holds():
 
 
 def test_clearing_the_store_starts_anew():
-    svi, first, _ = losses_of(SVI, make_vae, Trace_ELBO, [X] * 4, compile="graph")
+    svi, _first, _ = losses_of(SVI, make_vae, Trace_ELBO, [X] * 4, compile="graph")
     pyro.clear_param_store()
     for _ in range(3):
         svi.step(X)
     assert svi.how == "captured"
-    assert "width" in pyro.get_param_store() and "decoder$$$0.weight" in pyro.get_param_store()
+    assert "width" in pyro.get_param_store()
+    assert "decoder$$$0.weight" in pyro.get_param_store()
     before = pyro.param("width").detach().clone()
     svi.step(X)
     assert not torch.equal(pyro.param("width").detach(), before)
@@ -440,7 +441,8 @@ def test_a_value_burnt_in_unseen_is_found_on_the_next_batch(caplog):
     batches = [((torch.full((4, 12), value),), {}) for value in (0.1, 0.2, 0.3, 0.7, 0.9)]
     with caplog.at_level(logging.WARNING, "pyro_vae"):
         svi = compare_calls(lambda: (model, lambda x: None), batches)
-    assert svi.how == "eager (not captured)" and "gives other values" in caplog.text
+    assert svi.how == "eager (not captured)"
+    assert "gives other values" in caplog.text
 
 
 def test_a_hook_on_a_gradient_is_called_at_each_step(caplog):
@@ -500,9 +502,15 @@ def test_a_loss_on_the_device_is_a_number():
     total = 0.0
     total += loss
     total = total + 2 * loss - 1
-    assert isinstance(total, Loss) and float(total / 4) == 2.0
-    assert loss > 2 and loss == 3 and not loss < 3 and f"{loss:.2f}" == "3.00" and round(loss) == 3
-    assert sum([loss, loss]) == 6 and abs(-loss) == 3
+    assert isinstance(total, Loss)
+    assert float(total / 4) == 2.0
+    assert loss > 2
+    assert loss == 3
+    assert not loss < 3
+    assert f"{loss:.2f}" == "3.00"
+    assert round(loss) == 3
+    assert sum([loss, loss]) == 6
+    assert abs(-loss) == 3
     import numpy as np
 
     assert np.mean([loss, loss]) == 3.0

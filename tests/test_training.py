@@ -17,7 +17,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI, RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 from pyro_vae import VAE, Pair, TrainingDiverged, elbo_terms, fit, guides, likelihoods, load, log_likelihood, networks
@@ -114,6 +114,75 @@ def test_any_pyro_elbo_is_accepted(objective):
     result = quiet(vae(), torch.ones(60, 4), epochs=8, objective=objective, lr=1e-2)
     assert math.isfinite(result.history[-1]["loss"])
     assert result.history[-1]["loss"] < result.history[0]["loss"]
+
+
+@pytest.mark.parametrize("compile", ["graph", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("options", [{}, {"clip": 0.5}, {"objective": RenyiELBO(alpha=0, num_particles=3)}])
+def test_captured_runs_are_eager_runs(compile, options):
+    """With a short last batch; the gradient's norm and the weights too."""
+    x, ends, histories = binary(50, 4), [], []
+    for way in ("eager", compile):
+        pyro.set_rng_seed(0)
+        pair = vae()
+        result = quiet(pair, x, epochs=3, batch_size=16, seed=1, lr=1e-2, compile=way, **options)
+        ends.append(weights(pair))
+        histories.append([[row["loss"], row["grad_norm"]] for row in result.history])
+    assert result.how == {"graph": "captured", "inductor": "captured, Inductor"}[compile]
+    torch.testing.assert_close(torch.tensor(histories[1]), torch.tensor(histories[0]), rtol=1e-4, atol=1e-5)
+    for mine, theirs in zip(*ends, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_what_auto_does_depends_on_the_length_of_the_run():
+    x = binary(64)
+    assert quiet(vae(), x, epochs=1, batch_size=32).how == "eager"
+    assert quiet(vae(), x, epochs=60, batch_size=32).how == "captured"
+    assert quiet(vae(), x, epochs=60, batch_size=32, compile="eager").how == "eager"
+
+
+def test_wake_sleep_trains_and_reports_the_models_bound():
+    result = quiet(vae(), torch.ones(60, 4), epochs=8, lr=1e-2, objective=ReweightedWakeSleep(num_particles=4))
+    assert result.history[-1]["loss"] < result.history[0]["loss"]
+
+
+def test_bfloat16_products_are_near_and_not_equal():
+    x, losses = binary(64), {}
+    for precision in ("float32", "bf16"):
+        pyro.set_rng_seed(0)
+        pair = vae()
+        result = quiet(pair, x, epochs=4, batch_size=32, seed=0, compile="graph", precision=precision)
+        losses[precision] = torch.tensor([row["loss"] for row in result.history])
+        assert all(p.dtype == torch.float32 for p in pair.parameters())
+    assert not torch.equal(losses["bf16"], losses["float32"])
+    torch.testing.assert_close(losses["bf16"], losses["float32"], rtol=1e-2, atol=1e-2)
+    with pytest.raises(InputError, match="precision='bf16' needs captured steps"):
+        quiet(vae(), x, compile="eager", precision="bf16")
+    with pytest.raises(InputError, match="precision='fp16'"):
+        quiet(vae(), x, precision="fp16")
+
+
+def test_a_captured_step_that_diverges_leaves_the_weights_and_names_the_site():
+    pyro.set_rng_seed(0)
+    pair = VAE((4,), 2, likelihood=likelihoods.Normal(scale=0.1), encoder=networks.MLP([5]), decoder=networks.MLP([5]))
+    x = torch.randn(64, 4)
+    with pytest.raises(TrainingDiverged, match="site 'z'|site 'x'|parameter|gradient"):
+        quiet(pair, x, epochs=200, batch_size=32, lr=1e18, seed=0, compile="graph")
+    assert all(p.isfinite().all() for p in pair.parameters())
+
+
+def test_what_cant_be_captured_still_trains(caplog):
+    net = nn.Linear(4, 4)
+
+    def model(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            logits = net(x) if x.sum() > 0 else -net(x)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    result = quiet(Pair(model, lambda x: None), binary(), epochs=3, compile="graph")
+    assert result.how == "eager (not captured)"
+    assert len([record for record in caplog.records if record.name == "pyro_vae"]) == 1
+    assert "logits = net(x) if x.sum() > 0" in caplog.text
 
 
 def test_history_result_and_validation():
@@ -368,6 +437,35 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one_to_the_bit(tmp_path, stop_a
     assert same(whole, resumed)
     assert [row["loss"] for row in result.history] == [row["loss"] for row in again.history]
     assert result.stopped_because == again.stopped_because
+
+
+@pytest.mark.parametrize("compile", ["graph", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_captured_run_resumes_to_the_bit(tmp_path, compile):
+    """Captured steps call no Python of the pair's, so the schedule interrupts."""
+
+    def run(folder, stop_at, resume=False):
+        steps = 0
+
+        def falling(done):
+            nonlocal steps
+            steps += 1
+            if steps == stop_at:
+                raise KeyboardInterrupt
+            return 1 - done / 2
+
+        pyro.set_rng_seed(1)
+        pair, x = vae(), torch.rand(50, 4, generator=torch.Generator().manual_seed(0))
+        settings = {"epochs": 6, "batch_size": 16, "seed": 3, "binarize": "dynamic", "schedule": falling}
+        result = quiet(pair, x, out=folder, resume=resume, compile=compile, **settings)
+        return weights(pair), result
+
+    whole, result = run(tmp_path / "whole", None)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", 14)
+    resumed, again = run(tmp_path / "cut", None, resume=True)
+    assert same(whole, resumed)
+    assert [row["loss"] for row in result.history] == [row["loss"] for row in again.history]
+    assert again.how.startswith("captured")
 
 
 def test_a_run_resumed_after_its_best_epoch_still_gets_the_best_weights_back(tmp_path):
