@@ -122,24 +122,25 @@ def _annotated() -> dict[Any, Any]:
 # --- looking on -----------------------------------------------------------------------------------------------------
 
 
+_REFUSED = {
+    torch.Tensor.tolist: "turns a tensor into a list",
+    torch.Tensor.numpy: "turns a tensor into a NumPy array",
+    torch.Tensor.__array__: "turns a tensor into a NumPy array",
+    torch._pack_padded_sequence: "packs sequences whose lengths are values of a tensor",
+    torch._pad_packed_sequence: "unpacks sequences whose lengths are values of a tensor",
+}
+_RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+
+
 class _Looking(TorchFunctionMode):
     """Keeps numbers tensors while a function is captured, and refuses what would silently burn values in."""
-
-    REFUSED = {
-        torch.Tensor.tolist: "turns a tensor into a list",
-        torch.Tensor.numpy: "turns a tensor into a NumPy array",
-        torch.Tensor.__array__: "turns a tensor into a NumPy array",
-        torch._pack_padded_sequence: "packs sequences whose lengths are values of a tensor",
-        torch._pad_packed_sequence: "unpacks sequences whose lengths are values of a tensor",
-    }
-    RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.item:
             return args[0].detach().reshape(())
-        if func in self.REFUSED:
-            raise CaptureError(f"{_users_line(traceback.extract_stack())} {self.REFUSED[func]}")
-        if func in self.RECURRENT and isinstance(args[1], torch.Tensor) and args[1].dtype == torch.long:
+        if func in _REFUSED:
+            raise CaptureError(f"{_users_line(traceback.extract_stack())} {_REFUSED[func]}")
+        if func in _RECURRENT and isinstance(args[1], torch.Tensor) and args[1].dtype == torch.long:
             raise CaptureError(f"{_users_line(traceback.extract_stack())} runs over sequences whose lengths are values")
         return func(*args, **(kwargs or {}))
 
@@ -166,7 +167,7 @@ def _quiet_pyro() -> Iterator[None]:
 
     with (
         pyro.validation_enabled(False),
-        mock.patch("pyro.util.torch_isnan", lambda x: False),
+        mock.patch("pyro.util.torch_isnan", return_value=False),
         mock.patch.object(Dice, "compute_expectation", masked),
     ):
         yield

@@ -9,7 +9,7 @@ import inspect
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -249,16 +249,10 @@ def _at_once(name: str) -> Callable[..., Any]:
     return method
 
 
-def _complete(kind: type[Loss], lazy: Iterable[str]) -> None:
-    for name in lazy:
-        setattr(kind, name, _lazily(name))
-    for name in (*numbers.Real.__abstractmethods__, "__ne__", "__gt__", "__ge__"):
-        if name in kind.__abstractmethods__ or name in ("__eq__", "__ne__", "__gt__", "__ge__"):
-            if name not in lazy:
-                setattr(kind, name, _at_once(name))
-    kind.__abstractmethods__ = frozenset()
-
-
-_complete(
-    Loss, ["__add__", "__radd__", "__mul__", "__rmul__", "__sub__", "__rsub__", "__truediv__", "__neg__", "__pos__"]
-)
+_LAZY = ("__add__", "__radd__", "__mul__", "__rmul__", "__sub__", "__rsub__", "__truediv__", "__neg__", "__pos__")
+_AT_ONCE = {*numbers.Real.__abstractmethods__, "__eq__", "__ne__", "__gt__", "__ge__"} - {*_LAZY, *vars(Loss)}
+for _name in _LAZY:
+    setattr(Loss, _name, _lazily(_name))
+for _name in _AT_ONCE - {"__hash__", "__float__"} | {"__eq__"}:
+    setattr(Loss, _name, _at_once(_name))
+Loss.__abstractmethods__ = frozenset()

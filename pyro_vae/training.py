@@ -39,6 +39,7 @@ from pyro_vae.products import float32_products
 from pyro_vae.progress import bar_over
 from pyro_vae.replay import COMPILE, Compile, Replay
 from pyro_vae.runs import CHECKPOINT, RunLog, claim
+from pyro_vae.whole_step import Tally, WholeStep, can_take
 
 Schedule = Callable[[float], float]
 
@@ -301,7 +302,14 @@ class Trainer:
             raise InputError(f"batch_size={self.settings.batch_size} must be a multiple of the {processes} processes.")
         self.step = self._captured(first)
         self.optimizer = _optimizer(optimizer, list(self.moved.values()), self.settings.lr)
-        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.whole: WholeStep | None = None
+        settings, held = self.settings, isinstance(self.examples, data.Examples) and self.accelerator.num_processes == 1
+        # A last batch that is short runs as it comes, so the graph belongs to one size.
+        if self.device.type == "cuda" and held and self.compile != "eager" and can_take(self.optimizer):
+            self.tally = Tally(self.device)
+            batch = self.examples.batch
+            self.whole = WholeStep(batch, self.step, self.moved, self.optimizer, settings.clip, self.tally)
         self.order_seed = seed if self.settings.seed is not None else int(torch.randint(2**31, ()))
         if self.accelerator.num_processes > 1:
             self._agree()
@@ -383,16 +391,19 @@ class Trainer:
             module.train()
         total = torch.zeros((), dtype=torch.float64, device=self.device if self.device.type != "mps" else "cpu")
         norm, seen, start = 0.0, 0, time.perf_counter()
-        for step, (index, batch, weight) in enumerate(self._batches(epoch)):
-            self._set_lr((epoch - 1 + seen / len(self.examples)) / self.settings.epochs)
-            if epoch == 1 and self.check is not None:
-                self.check(*batch)
-            # The first step is validated if the user has not switched that off; later ones save its time.
-            with contextlib.nullcontext() if epoch == 1 and step == 0 else pyro.validation_enabled(False):
-                loss, norm = self._step(index, batch, weight, epoch)
-            total += loss.to(total) * len(batch[0])
-            seen += len(batch[0]) * self.accelerator.num_processes
-            bar.step(loss, len(batch[0]), self.step.how)
+        if self.whole is not None and self.step.how.startswith("captured"):
+            norm = self._whole_epoch(epoch, total, bar)
+        else:
+            for step, (index, batch, weight) in enumerate(self._batches(epoch)):
+                self._set_lr((epoch - 1 + seen / len(self.examples)) / self.settings.epochs)
+                if epoch == 1 and self.check is not None:
+                    self.check(*batch)
+                # The first step is validated if the user has not switched that off; later ones save its time.
+                with contextlib.nullcontext() if epoch == 1 and step == 0 else pyro.validation_enabled(False):
+                    loss, norm = self._step(index, batch, weight, epoch)
+                total += loss.to(total) * len(batch[0])
+                seen += len(batch[0]) * self.accelerator.num_processes
+                bar.step(loss, len(batch[0]), self.step.how)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         if self.accelerator.num_processes > 1:
@@ -403,10 +414,35 @@ class Trainer:
             terms = elbo_terms(self.pair, self.validation, seed=self.order_seed)
             row |= {"validation_elbo": terms.elbo, "validation_stderr": terms.stderr}
         rate = len(self.examples) / seconds
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = float(self.optimizer.param_groups[0]["lr"])
         if self.device.type == "cuda":
             row["peak_memory"] = torch.cuda.max_memory_allocated(self.device)
         return row | {"lr": lr, "grad_norm": float(norm), "seconds": seconds, "samples_per_second": rate}
+
+    def _whole_epoch(self, epoch: int, total: torch.Tensor, bar: Any) -> torch.Tensor:
+        """An epoch of steps that the host launches and does not wait for.
+
+        Raises:
+            TrainingDiverged: at its end, if a step was not finite; that and all later ones have changed nothing.
+        """
+        self.tally.reset()
+        seen, order = 0, self._order(epoch)
+        there = order.to(self.device, non_blocking=True)
+        for index in there.split(self.settings.batch_size):
+            self._set_lr((epoch - 1 + seen / len(self.examples)) / self.settings.epochs)
+            if len(index) == self.settings.batch_size:
+                self.whole(index)
+            else:
+                self.whole.run(index)
+            seen += len(index)
+            bar.step(self.tally.loss / seen, len(index), f"{self.step.how}, CUDA graph")
+        total += self.tally.loss
+        if (bad := self.tally.bad.item()) >= 0:
+            index = order.split(self.settings.batch_size)[bad]
+            batch = self.examples.batch(index)
+            self._step(index, batch, 1.0, epoch)  # says what is the matter, unless other noise makes it finite
+            raise TrainingDiverged(f"Epoch {epoch}: at step {bad} the loss or its gradient was not finite.")
+        return self.tally.norm
 
     def _step(
         self, index: torch.Tensor, batch: tuple[torch.Tensor, ...], weight: float, epoch: int
@@ -450,8 +486,7 @@ class Trainer:
         shares differ in size.
         """
         size, processes = self.settings.batch_size, self.accelerator.num_processes
-        generator = torch.Generator().manual_seed(self.order_seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.examples), generator=generator)
+        order = self._order(epoch)
         if processes == 1:
             yield from ((index, batch, 1.0) for index, batch in self.examples.batches(size, order=order))
             return
@@ -461,10 +496,17 @@ class Trainer:
         for (index, batch), part in zip(batches, whole, strict=True):
             yield index, batch, len(batch[0]) * processes / len(part)
 
+    def _order(self, epoch: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.order_seed * 1_000_003 + epoch)
+        return torch.randperm(len(self.examples), generator=generator)
+
     def _set_lr(self, done: float) -> None:
         factor = self.settings.lr_factor(done)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = base * factor
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(base * factor)
+            else:
+                group["lr"] = base * factor
 
     def _share_buffers(self) -> None:
         """Running statistics are the first process's, which is the one that is saved."""
@@ -502,7 +544,7 @@ class Trainer:
             "stopped_because": self.stopped_because,
             "order_seed": self.order_seed,
             "weights": saving.state(self.pair),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": _plain_rates(self.optimizer.state_dict()),
             "random": {
                 "torch": torch.get_rng_state(),
                 "device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -524,7 +566,10 @@ class Trainer:
                     f"resume=True: the checkpoint was made with {name}={before[name]!r}, not {now[name]!r}."
                 )
         saving.load_state(self.pair, checkpoint["weights"])
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(_full_optimizer_state(checkpoint["optimizer"]))
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate  # set at each step; on a GPU it must stay the tensor that it is
         self.history, self.best_epoch = checkpoint["history"], checkpoint["best_epoch"]
         self.best_weights, self.order_seed = checkpoint["best_weights"], checkpoint["order_seed"]
         self.stopped_because = checkpoint["stopped_because"]
@@ -553,7 +598,11 @@ def _optimizer(make: Any, tensors: list[torch.Tensor], lr: float) -> torch.optim
     """A torch optimizer over all parameters at once; fused where torch can."""
     if make is None:
         fused = all(t.is_floating_point() and t.device.type in ("cpu", "cuda") for t in tensors)
-        return torch.optim.Adam(tensors, lr=lr, fused=fused or None)
+        if not (fused and all(t.device.type == "cuda" for t in tensors)):
+            return torch.optim.Adam(tensors, lr=lr, fused=fused or None)
+        # On the device, so that a recorded step follows its changes.
+        there = torch.tensor(lr, device=tensors[0].device)
+        return torch.optim.Adam(tensors, lr=there, fused=True, capturable=True)
     if isinstance(make, pyro.optim.PyroOptim):
         if callable(make.pt_optim_args):
             raise InputError("optimizer: a pyro.optim optimizer with per-parameter arguments can't be used here.")
@@ -566,6 +615,11 @@ def _optimizer(make: Any, tensors: list[torch.Tensor], lr: float) -> torch.optim
     if not isinstance(made, torch.optim.Optimizer):
         raise InputError(f"optimizer returned {type(made).__name__}; wanted is a torch.optim.Optimizer.")
     return made
+
+
+def _plain_rates(state: dict[str, Any]) -> dict[str, Any]:
+    """Learning rates as numbers, for the checkpoint."""
+    return {**state, "param_groups": [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]}
 
 
 def _full_optimizer_state(state: dict[str, Any]) -> dict[str, Any]:
