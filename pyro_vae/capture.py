@@ -129,6 +129,11 @@ _REFUSED = {
     torch._pack_padded_sequence: "packs sequences whose lengths are values of a tensor",
     torch._pad_packed_sequence: "unpacks sequences whose lengths are values of a tensor",
 }
+_COUNTED = {
+    *(torch.nonzero, torch.argwhere, torch.masked_select, torch.unique, torch.unique_consecutive, torch.bincount),
+    *(torch.Tensor.nonzero, torch.Tensor.argwhere, torch.Tensor.masked_select, torch.Tensor.unique),
+    *(torch.Tensor.unique_consecutive, torch.Tensor.bincount),
+}
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
 
@@ -138,11 +143,18 @@ class _Looking(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.item:
             return args[0].detach().reshape(())
+        if func in _COUNTED or (func is torch.Tensor.__getitem__ and _by_mask(args[1])):
+            raise CaptureError(f"{_users_line(traceback.extract_stack())} gives a tensor whose shape depends on values")
         if func in _REFUSED:
             raise CaptureError(f"{_users_line(traceback.extract_stack())} {_REFUSED[func]}")
         if func in _RECURRENT and isinstance(args[1], torch.Tensor) and args[1].dtype == torch.long:
             raise CaptureError(f"{_users_line(traceback.extract_stack())} runs over sequences whose lengths are values")
         return func(*args, **(kwargs or {}))
+
+
+def _by_mask(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, torch.Tensor) and part.dtype in (torch.bool, torch.uint8) for part in parts)
 
 
 class _MaskInDice(TorchFunctionMode):

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+#: Types whose values a graph has burnt in.
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _LIBRARIES = ("torch", "pyro", "pyro_vae")
 _MISSING = object()
 
@@ -76,25 +77,35 @@ class Watch:
 
     Args:
         programs: functions or modules.
+
+    Attributes:
+        moved: pairs of tensors, of which the second took the place of the first.
     """
 
     def __init__(self, *programs: Callable[..., Any]):
         # Closures are held as (cell, None), all else as (dictionary, key).
         self._places: list[tuple[Any, Any, Any, str]] = []
+        self.moved: list[tuple[torch.Tensor, torch.Tensor]] = []
         seen: dict[int, Any] = {}
         for program in programs:
             for thing in reachable(program, seen):
                 self._look(thing)
 
-    def changed(self) -> str | None:
-        """Where a value is not what it was, for a message; None if nothing has changed."""
+    def changed(self, follow: bool = False) -> str | None:
+        """Where a value is not what it was, for a message; None if nothing has changed.
+
+        Args:
+            follow: let a constant tensor be replaced by another one like it, and note the two in `moved`.
+        """
         for i, (holder, key, value, place) in enumerate(self._places):
             now = holder.get(key, _MISSING) if key is not None else _contents(holder)
-            if now is not value:
-                if type(now) is type(value) and isinstance(now, _PLAIN) and now == value:
-                    self._places[i] = (holder, key, now, place)
-                else:
-                    return place
+            if now is value:
+                continue
+            if follow and _alike(now, value):
+                self.moved.append((value, now))
+            elif type(now) is not type(value) or not isinstance(now, PLAIN) or now != value:
+                return place
+            self._places[i] = (holder, key, now, place)
         return None
 
     def restore(self) -> None:
@@ -133,17 +144,23 @@ class Watch:
     def _look_at_function(self, function: types.FunctionType) -> None:
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             value = _contents(cell)
-            if isinstance(value, (*_PLAIN, torch.Tensor)):
+            if isinstance(value, (*PLAIN, torch.Tensor)):
                 self._places.append((cell, None, value, f"{name} in {function.__qualname__}"))
         for name in set(names_in(function.__code__)):
             value = function.__globals__.get(name, _MISSING)
-            if isinstance(value, (*_PLAIN, torch.Tensor)):
+            if isinstance(value, (*PLAIN, torch.Tensor)):
                 self._places.append((function.__globals__, name, value, f"global {name}"))
 
     def _watch(self, holder: Any, place: str, private: bool = True) -> None:
         for name, value in holder.items() if isinstance(holder, dict) else ():
-            if isinstance(value, (*_PLAIN, torch.Tensor)) and (private or not str(name).startswith("_")):
+            if isinstance(value, (*PLAIN, torch.Tensor)) and (private or not str(name).startswith("_")):
                 self._places.append((holder, name, value, f"{place}.{name}"))
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether both are constant tensors that a graph can take for each other."""
+    tensors = type(a) is torch.Tensor and type(b) is torch.Tensor and not a.requires_grad and not b.requires_grad
+    return tensors and (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
 
 
 def _contents(cell: types.CellType) -> Any:

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from pyro_vae.capture import Captured, CaptureError, capture
 from pyro_vae.lowering import Flat, has_compiler, lower, seconds_of
 from pyro_vae.pair import kept_random_state
-from pyro_vae.reach import _PLAIN, Watch
+from pyro_vae.reach import PLAIN, Watch
+from pyro_vae.recording import Recorded
 
 Compile = Literal["auto", "eager", "graph", "inductor"]
 COMPILE = ("auto", "eager", "graph", "inductor")
@@ -37,7 +38,7 @@ class Graph:
 
     Attributes:
         captured: the graph.
-        run: the fastest way to run it so far.
+        run: the fastest way to run it so far, a function of the inputs.
         params: Pyro's parameters in it, by name.
         stored: the names of those that Pyro's store holds; the others are PyroModules' own.
         inductor: whether `run` is compiled; None while that is undecided.
@@ -136,7 +137,7 @@ class Replay:
                 self.latest = None
                 return self.function(*args, **kwargs)
         with torch.no_grad():
-            flat = graph.run(*graph.captured.held, *tensors)
+            flat = graph.run(*tensors)
         graph.calls += 1
         if graph.inductor is None:  # what has come so far is the best guess of what is to come
             self._consider_inductor(graph, tensors, graph.calls)
@@ -205,7 +206,7 @@ class Replay:
                 if floats.setdefault(i, leaf) != leaf:
                     floats[i] = None  # it changes
                 parts.append(("number", floats[i]))
-            elif isinstance(leaf, _PLAIN):
+            elif isinstance(leaf, PLAIN):
                 parts.append((type(leaf), leaf))
             else:
                 self._refuse(f"an argument is a {type(leaf).__name__}, whose changes can't be seen")
@@ -220,8 +221,10 @@ class Replay:
         """The setting in which the watched values are what they are now."""
         place = None
         for i, setting in enumerate(self._settings):
-            now = setting.watch.changed()
+            now = setting.watch.changed(follow=True)
             if now is None:
+                if setting.watch.moved:
+                    _rebind(setting)
                 if i:
                     self._settings.insert(0, self._settings.pop(i))
                 return setting
@@ -316,7 +319,10 @@ class Replay:
             noise = 1e-7 * max((t.abs().max().item() for t in results[0] if t.numel()), default=0.0)
             if not all(_close(b, a, 1e-4, noise) for a, b in zip(*results, strict=True)):
                 raise CaptureError(f"run by {mode}, its graph gives other values")
-        graph.run, graph.calls = run, 0
+        held = graph.captured.held
+        graph.run, graph.calls = lambda *inputs: run(*held, *inputs), 0
+        if tensors and tensors[0].device.type == "cuda":
+            graph.run = Recorded(graph.run)
         if mode == "inductor":
             graph.inductor = True
             self.compile_seconds += time.perf_counter() - start
@@ -333,6 +339,17 @@ class Replay:
             self._lower(graph, tensors, "inductor")
         except CaptureError as error:
             logger.info("%s stays a captured graph: %s", self.what.capitalize(), error)
+
+
+def _rebind(setting: _Setting) -> None:
+    """Gives graphs the tensors that have taken the place of others."""
+    for old, new in setting.watch.moved:
+        for graph in filter(None, setting.graphs.values()):
+            held = graph.captured.held
+            held[:] = [new if tensor is old else tensor for tensor in held]
+            if isinstance(graph.run, Recorded):  # which reads where the old one lies
+                graph.run = Recorded(graph.run.function)
+    setting.watch.moved.clear()
 
 
 @contextlib.contextmanager

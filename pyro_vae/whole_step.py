@@ -7,11 +7,11 @@ the host within an epoch: losses add up on the device, and a step that is not fi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
 from pyro_vae.gradients import clear, give
+from pyro_vae.recording import Recorded
 
 
 class Tally:
@@ -47,7 +47,7 @@ class Tally:
 
 
 class WholeStep:
-    """The step for batches given by their positions in the data set: called, recorded and replayed; or by `run`.
+    """The step for batches given by their positions in the data set.
 
     Args:
         batch: of positions (B,) on the device, to the batch's tensors there.
@@ -69,21 +69,11 @@ class WholeStep:
     ):
         self.batch, self.losses, self.params = batch, losses, params
         self.optimizer, self.clip, self.tally = optimizer, clip, tally
-        self.graph: Any = None
-        self.index: torch.Tensor | None = None
-        self.warm = 0
+        self.recorded = Recorded(self.run)
 
     def __call__(self, index: torch.Tensor) -> None:
-        """Takes the step for the data at `index`, always as many, in one launch once three steps have warmed it up."""
-        if index.device.type != "cuda" or self.warm < 3:
-            self.warm += 1
-            self.run(index)
-            return
-        if self.graph is None:
-            self._record(index)
-        else:
-            self.index.copy_(index, non_blocking=True)
-        self.graph.replay()
+        """Takes the step for the data at `index`, always as many, on a GPU in one launch."""
+        self.recorded(index)
 
     def run(self, index: torch.Tensor) -> None:
         """The step itself, operation by operation."""
@@ -98,14 +88,6 @@ class WholeStep:
             give(self.params, gradients)
             self.optimizer.found_inf = self.tally.add(loss, norm, len(index))
         self.optimizer.step()
-
-    def _record(self, index: torch.Tensor) -> None:
-        """Records the step's launches; recording runs none of them."""
-        self.index = index.clone()
-        torch.cuda.synchronize(index.device)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.run(self.index)
 
 
 def can_take(optimizer: torch.optim.Optimizer) -> bool:

@@ -18,8 +18,8 @@ PACKAGE = Path(pyro_vae.__file__).parent
 ORDER = [
     "__main__", "cli", "svi", "training", "progress", "runs", "report", "plotting",
     "evaluation", "saving", "models.vae", "models.base",
-    "sampling", "importance", "diagnostics", "divergence", "whole_step", "gradients", "replay", "lowering", "products",
-    "capture", "pair", "reach", "priors", "likelihoods", "guides", "networks",
+    "sampling", "importance", "diagnostics", "divergence", "whole_step", "gradients", "replay", "recording", "lowering",
+    "products", "capture", "pair", "reach", "priors", "likelihoods", "guides", "networks",
     "component", "data", "pictures", "readers", "streams", "examples", "files", "checks",
 ]  # fmt: skip
 

@@ -356,6 +356,15 @@ def test_attributes_and_modes_that_users_set_between_steps_are_seen():
     assert svi.how == "captured"
 
 
+def test_a_tensor_that_users_replace_between_steps_needs_no_new_graph():
+    def prepare(model, i):
+        model.beta = torch.tensor(0.1 * (i + 1))
+
+    svi = compare_calls(lambda: (Tempered().eval(), lambda x: None), [((X,), {})] * 12, prepare=prepare)
+    assert svi.how == "captured"
+    assert len(svi._step._settings) <= 2
+
+
 STEP = {"count": 0}
 
 

@@ -1,0 +1,1 @@
+"""pyro_vae beside its peers: `python -m benchmarks --help`."""
