@@ -194,10 +194,13 @@ def _why(error: Exception) -> str:
 
 
 def _users_line(frames: Sequence[traceback.FrameSummary]) -> str:
-    """The innermost line that is neither torch's, nor Pyro's, nor this module's."""
-    libraries = [str(Path(torch.__file__).parent), str(Path(pyro.__file__).parent), __file__, contextlib.__file__]
-    own = [f for f in frames if not f.filename.startswith(tuple(libraries))]
-    last = (own or list(frames))[-1]
+    """The innermost line of the user's; where there is none, of Pyro's or of a component's."""
+    inside = [i for i, frame in enumerate(frames) if frame.filename == __file__ and frame.name == "flat"]
+    called = [frame for frame in frames[inside[0] :] if frame.filename not in (__file__, contextlib.__file__)]
+    outside = [frame for frame in called if not frame.filename.startswith(str(Path(torch.__file__).parent))]
+    libraries = tuple(str(Path(file).parent) for file in (pyro.__file__, __file__))
+    own = [frame for frame in outside if not frame.filename.startswith(libraries)]
+    last = (own or outside or called)[-1]
     return f"{Path(last.filename).name}, line {last.lineno} ({(last.line or '').strip()!r})"
 
 

@@ -123,7 +123,6 @@ CASES = {
     "IWAE": (make_vae, lambda: RenyiELBO(alpha=0, num_particles=4, vectorize_particles=True)),
     "Renyi": (make_vae, lambda: RenyiELBO(alpha=0.5, num_particles=3)),
     "RWS": (make_vae, lambda: ReweightedWakeSleep(num_particles=3)),
-    "energy": (make_vae, lambda: EnergyDistance(num_particles=3)),
     "scaled": (lambda: make_vae(scale=0.3), Trace_ELBO),
     "subsampled": (lambda: make_vae(full_size=100), Trace_ELBO),
     "masked": (lambda: make_vae(mask=torch.arange(24) < 20), Trace_ELBO),
@@ -438,6 +437,12 @@ def test_what_cant_be_captured_runs_eagerly_and_says_where(case, caplog):
     assert svi.how == "eager (not captured)"
     assert len(caplog.records) == 1
     assert re.search(message, caplog.text), caplog.text
+
+
+def test_an_objective_that_cant_be_captured_runs_eagerly(caplog):
+    with caplog.at_level(logging.WARNING, "pyro_vae"):
+        compare_calls(make_vae, [((X,), {})] * 4, loss=lambda: EnergyDistance(num_particles=3))
+    assert "energy_distance.py, line" in caplog.text
 
 
 def test_a_value_burnt_in_unseen_is_found_on_the_next_batch(caplog):
