@@ -20,6 +20,8 @@ import torch
 
 DISTRIBUTIONS = ("torch", "torchvision", "pyro-ppl", "numpyro", "jax", "jaxlib", "pythae", "pyroved", "pyro_vae")
 
+_STARTED = time.perf_counter()
+
 TOLERANCE = 0.02  # relative: how far a contender's loss may be from the reference's before its time is believed
 
 
@@ -119,7 +121,7 @@ def missing(part: str, case: str, *packages: str) -> Row | None:
 
 def say(line: str) -> None:
     """Progress, kept out of the table."""
-    print(line, file=sys.stderr, flush=True)
+    print(f"{time.perf_counter() - _STARTED:7.1f} s  {line}", file=sys.stderr, flush=True)
 
 
 def environment() -> dict[str, Any]:

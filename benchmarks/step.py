@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from benchmarks.harness import Options, Row, compare, interleave, missing, rows,
 
 REFERENCE = "pyro.infer.SVI"
 LOOP = "NumPyro, fori_loop of 100"
-CHECKED_STEPS, CHECKED_LAST = 200, 20
+CHECKED_LAST = 20  # losses that are averaged at the end of the training that precedes the clock
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def _case(case: Case, options: Options) -> list[Row]:
     contenders = {name: torch_peers.many(step, data) for name, step in torch_peers.steps(case.pair).items()}
     if case.pair is pairs.Tutorial and not lacking:
         contenders |= _numpyro(data)
-    last = {name: _trained(run) / case.batch for name, run in contenders.items()}
+    last = {name: _trained(name, run, options) / case.batch for name, run in contenders.items()}
     turn = max(10, case.turn // 5) if options.quick else case.turn
 
     def timed(name: str) -> Callable[[], float]:
@@ -68,12 +69,14 @@ def _case(case: Case, options: Options) -> list[Row]:
     made = rows("step", case.name, figures, REFERENCE)
     for row in made:
         compare(row, last[row.contender], last[REFERENCE])
+        say(f"  {row.contender}: {statistics.median(row.times) * 1e3:.3f} ms, {row.check}")
     return made + ([lacking] if lacking else [])
 
 
-def _trained(run: Callable[[int], Any]) -> float:
+def _trained(name: str, run: Callable[[int], Any], options: Options) -> float:
     """Trains for the check, which also warms up all compilers, and returns the mean of the last losses."""
-    losses = [float(loss) for loss in run(CHECKED_STEPS)]
+    losses = [float(loss) for loss in run(100 if options.quick else 200)]
+    say(f"  {name} has trained")
     return sum(losses[-CHECKED_LAST:]) / CHECKED_LAST
 
 

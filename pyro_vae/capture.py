@@ -51,12 +51,15 @@ class Captured:
             user's own objects, so a step of an optimizer shows in the next replay.
         spec: how the function's outputs are nested.
         fixed: the outputs that are no tensors, by their place among the flat outputs.
+        recorded: the operations as they came, of the same arguments; it rounds as the function does, where `graph`
+            may take the terms of a sum in another order.
     """
 
     graph: fx.GraphModule
     held: list[torch.Tensor]
     spec: TreeSpec
     fixed: dict[int, Any]
+    recorded: fx.GraphModule
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         with torch.no_grad():
@@ -108,7 +111,7 @@ def capture(function: Callable[..., Any], *inputs: torch.Tensor) -> Captured:
     with torch.no_grad():
         graph = _functional(traced, [*held, *inputs])
     _clean(graph)
-    return Captured(graph, held, *seen)
+    return Captured(graph, held, *seen, traced)
 
 
 @functools.cache
