@@ -77,7 +77,10 @@ def table(report: dict) -> str:
             shown += " " * 28
         said = "; ".join(text for text in (row.get("check"), row.get("note")) if text)
         lines.append(f"  {row['contender']:<34}{shown} {said}".rstrip())
-    lines += ["", "x: how many times faster (smaller) than the first of its group, median of the rounds [least to most]."]
+    lines += [
+        "",
+        "x: how many times faster (smaller) than the first of its group, median of the rounds [least to most].",
+    ]
     return "\n".join(lines)
 
 

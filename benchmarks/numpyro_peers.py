@@ -113,7 +113,9 @@ def log_likelihood(vae: Tutorial, num_samples: int, images_at_once: int) -> Call
 
     def run(x: torch.Tensor) -> np.ndarray:
         keys = jax.random.split(jax.random.PRNGKey(1), -(-len(x) // images_at_once))
-        pieces = [chunk(key, jnp.asarray(part.numpy())) for key, part in zip(keys, x.split(images_at_once), strict=True)]
+        pieces = [
+            chunk(key, jnp.asarray(part.numpy())) for key, part in zip(keys, x.split(images_at_once), strict=True)
+        ]
         return np.concatenate([np.asarray(piece) for piece in pieces])
 
     return run

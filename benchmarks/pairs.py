@@ -101,9 +101,7 @@ class Convolutional(Tutorial):
     latent, event_shape = 16, (1, 28, 28)
 
     def __init__(self) -> None:
-        down = nn.Sequential(
-            nn.Conv2d(1, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU(), nn.Flatten()
-        )
+        down = nn.Sequential(nn.Conv2d(1, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU(), nn.Flatten())
         up = nn.Sequential(
             nn.Linear(self.latent, 64 * 49),
             nn.ReLU(),

@@ -9,8 +9,6 @@ import pyro
 import torch
 from pyro.infer import JitTrace_ELBO, Trace_ELBO
 
-from pyro_vae import svi
-
 Step = Callable[[torch.Tensor], Any]
 
 LR = 1e-3
@@ -31,9 +29,11 @@ def unvalidated(step: Step) -> Step:
     return unchecked
 
 
-def drop_in(pair: Any, compile: str) -> svi.SVI:
+def drop_in(pair: Any, compile: str) -> pyro.infer.SVI:
     """Ours, on the very same functions."""
-    return svi.SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": LR}), pair.objective(), compile=compile)
+    from pyro_vae.svi import SVI  # here, as start-up is timed of peers that do without it
+
+    return SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": LR}), pair.objective(), compile=compile)
 
 
 def hand_written_step(pair: Any, compile: bool = False) -> Step:

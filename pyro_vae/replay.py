@@ -170,7 +170,7 @@ class Replay:
         if setting is None:
             return None, []
         if key not in setting.graphs:
-            if len(setting.graphs) >= MAX_KINDS:
+            if sum(graph is not None for graph in setting.graphs.values()) >= MAX_KINDS:
                 return None, []
             setting.graphs[key] = None  # captured if it comes again
             if self.calls is None:
@@ -211,10 +211,10 @@ class Replay:
             else:
                 self._refuse(f"an argument is a {type(leaf).__name__}, whose changes can't be seen")
                 return None, []
-        changing = [leaves[i] for i, value in (floats or {}).items() if value is None]
+        changing = [leaves[i] for i in _changing(floats or {}, leaves)]
         device = tensors[0].device if tensors else None
         tensors += [torch.tensor(value, dtype=torch.get_default_dtype(), device=device) for value in changing]
-        ambient = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.is_autocast_enabled("cpu"))
+        ambient = (torch.is_grad_enabled(), torch.get_default_dtype(), *map(torch.is_autocast_enabled, ("cpu", "cuda")))
         return (tuple(parts), spec, ambient), tensors
 
     def _setting(self) -> _Setting | None:
@@ -247,8 +247,7 @@ class Replay:
 
     def _capture(self, setting: _Setting, leaves: list[Any], spec: Any, tensors: list[torch.Tensor]) -> Graph:
         start = time.perf_counter()
-        floats = self._floats.get(len(leaves), {})
-        changing = [i for i, value in floats.items() if value is None and isinstance(leaves[i], float)]
+        changing = _changing(self._floats.get(len(leaves), {}), leaves)
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)] + changing
 
         def of_tensors(*given: torch.Tensor) -> Any:
@@ -273,8 +272,9 @@ class Replay:
         self._compare(graph, tensors, args, kwargs)
         graph.estimate = seconds_of(captured.graph)
         self.capture_seconds += time.perf_counter() - start
-        at_once = self.compile == "inductor" and not self.compile_seconds  # further kinds must come often
-        self._lower(graph, tensors, "inductor" if at_once else "graph")
+        self._lower(graph, tensors, "graph")
+        if self.compile == "inductor" and not self.compile_seconds:  # further kinds must come often
+            self._compile(graph, tensors)
         if self.compile == "graph":
             graph.inductor = False
         elif self.calls is not None and graph.inductor is None:
@@ -308,7 +308,11 @@ class Replay:
                 )
 
     def _lower(self, graph: Graph, tensors: list[torch.Tensor], mode: Literal["graph", "inductor"]) -> None:
-        start = time.perf_counter()
+        """Puts in place a way of running the graph.
+
+        Raises:
+            CaptureError: if there is none, or it gives other values.
+        """
         device = tensors[0].device if tensors else "cpu"
         with kept_random_state(device):  # a compiler draws numbers of its own
             run = lower(graph.captured, tensors, mode, self.precision)
@@ -326,22 +330,31 @@ class Replay:
         graph.run, graph.calls = lambda *inputs: run(*held, *inputs), 0
         if tensors and tensors[0].device.type == "cuda":
             graph.run = Recorded(graph.run)
-        if mode == "inductor":
-            graph.inductor = True
-            self.compile_seconds += time.perf_counter() - start
 
     def _consider_inductor(self, graph: Graph, tensors: list[torch.Tensor], calls: int) -> None:
         """Compiles where that pays: it takes some seconds, and saves about a third of the time of each later call."""
         cost = 2.0 + 0.04 * len(graph.captured.graph.graph.nodes)  # seconds, as seen on two cores without a cache
         if calls * graph.estimate / 3 < cost:
             return
+        if has_compiler(tensors[0].device if tensors else torch.device("cpu")):
+            self._compile(graph, tensors)
+        else:
+            graph.inductor = False
+
+    def _compile(self, graph: Graph, tensors: list[torch.Tensor]) -> None:
+        start = time.perf_counter()
         graph.inductor = False
-        if not has_compiler(tensors[0].device if tensors else torch.device("cpu")):
-            return
         try:
             self._lower(graph, tensors, "inductor")
+            graph.inductor = True
         except CaptureError as error:
-            logger.info("%s stays a captured graph: %s", self.what.capitalize(), error)
+            logger.warning("%s stays a captured graph that is not compiled: %s.", self.what.capitalize(), error)
+        self.compile_seconds += time.perf_counter() - start
+
+
+def _changing(floats: dict[int, float | None], leaves: list[Any]) -> list[int]:
+    """The places of numbers that have been seen to change."""
+    return [i for i, value in floats.items() if value is None and isinstance(leaves[i], float)]
 
 
 def _rebind(setting: _Setting) -> None:

@@ -28,7 +28,8 @@ class SVI(pyro.infer.SVI):
 
     The first call with a kind of batch runs eagerly, as Pyro's does; from the second on, a graph captured from it is
     replayed, if it agrees with an eager run. Parameters, the param store and the optimizer's state are the ones that
-    Pyro's own SVI would use, and stay in step. What can't be captured runs eagerly, and a warning says why.
+    Pyro's own SVI would use, and stay in step. What can't be captured runs eagerly, and a warning says why. Pyro's
+    validation looks at eager steps alone; a loss that is no number is told at any step.
 
     Args:
         model: a Pyro program.

@@ -1,0 +1,120 @@
+"""One epoch on MNIST, data loading included: 60,000 images in batches of 128."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import pairs, torch_peers
+from benchmarks.data import grey_images
+from benchmarks.harness import Options, Row, compare, interleave, missing, rows, say, seconds
+from pyro_vae import VAE, fit
+from pyro_vae.networks import MLP
+
+PART = "epoch"
+REFERENCE = "Pyro's tutorial loop, 1 worker"
+OURS = "pyro_vae.fit, dynamic binarisation"
+
+
+def run(options: Options) -> list[Row]:
+    """All loops interleaved, an epoch per turn; ours trains anew each turn, and its epochs after the first count."""
+    images = grey_images(options, 6_400 if options.quick else 60_000)
+    case = f"{len(images):,} images, batch 128"
+    extra = [row for row in (missing(PART, case, "pythae"), missing(PART, case, "pyroved")) if row]
+    lacking = [row.contender for row in extra]
+    with tempfile.TemporaryDirectory() as folder:
+        loops = _loops(options, images, Path(folder), lacking)
+        if options.data_root is None:
+            extra.append(Row(PART, case, "torchvision + DataLoader", note="left out: needs --data-root"))
+        reference = REFERENCE if REFERENCE in loops else next(iter(loops))
+        losses: dict[str, list[float]] = {name: [] for name in loops}
+        fits: list[Any] = []
+
+        def turn(name: str) -> Callable[[], float]:
+            return lambda: seconds(lambda: losses[name].append(loops[name]()))
+
+        def fit_turn() -> float:
+            fits.append(_fit(images, 3 if options.quick else 5))
+            return statistics.median(row["seconds"] for row in fits[-1]["history"][1:])
+
+        turns = {name: turn(name) for name in loops} | {OURS: fit_turn}
+        figures = interleave(turns, options.rounds)
+    losses[OURS] = [fits[0]["history"][0]["loss"]]
+    figures["… its first epoch, compiling"] = [made["history"][0]["seconds"] for made in fits]
+    figures["… first epoch and all set-up"] = [made["first"] for made in fits]
+    made = rows(PART, case, figures, reference)
+    for row in made:
+        if row.contender in losses:
+            compare(row, losses[row.contender][0], losses[reference][0], "first epoch's loss")
+        if row.contender == OURS:
+            row.note = f"how: {fits[-1]['how']}"
+    return made + extra
+
+
+def _fit(images: torch.Tensor, epochs: int) -> dict[str, Any]:
+    vae = VAE((784,), 50, encoder=MLP([400]), decoder=MLP([400]))
+    start = time.perf_counter()
+    result = fit(vae, images, binarize="dynamic", epochs=epochs, batch_size=128, seed=0, device="cpu", progress=False)
+    later = sum(row["seconds"] for row in result.history[1:])
+    first = time.perf_counter() - start - later
+    return {"history": result.history, "first": first, "how": getattr(result, "how", "")}
+
+
+def _loops(options: Options, images: torch.Tensor, folder: Path, lacking: list[str]) -> dict[str, Callable[[], float]]:
+    """Peers, each a function that trains one epoch and returns its mean loss; the reference first."""
+    loops: dict[str, Callable[[], float]] = {}
+    if "pyroved" not in lacking:  # first: it clears Pyro's store, in which others keep their weights
+        from benchmarks import pyroved_peers
+
+        loops["pyroVED, SVItrainer"] = pyroved_peers.epoch(images)
+    if options.data_root is not None:
+        for workers in (1, 0):
+            name = REFERENCE.replace("1 worker", f"{workers} worker" + "s" * (workers != 1))
+            loops[name] = _tutorial_loop(options, len(images), workers)
+    loops["Pyro SVI, batches sliced in memory"] = _sliced_loop(images)
+    if "pythae" not in lacking:
+        from benchmarks import pythae_peers
+
+        with contextlib.redirect_stdout(None):
+            loops["Pythae, BaseTrainer"] = pythae_peers.epoch(_fresh(), images, folder)
+    say(f"{PART}: {', '.join(loops)}")
+    return {**{name: loops[name] for name in [REFERENCE] if name in loops}, **loops}
+
+
+def _fresh() -> pairs.Tutorial:
+    torch.manual_seed(0)
+    return pairs.Tutorial(grey=True)
+
+
+def _tutorial_loop(options: Options, count: int, workers: int) -> Callable[[], float]:
+    """As in Pyro's tutorial: torchvision's MNIST, ToTensor, a shuffled DataLoader; grey pixels as they are."""
+    from torch.utils.data import DataLoader, Subset
+    from torchvision.datasets import MNIST
+    from torchvision.transforms import ToTensor
+
+    dataset = Subset(MNIST(options.data_root, train=True, transform=ToTensor()), range(count))
+    loader = DataLoader(dataset, batch_size=128, shuffle=True, num_workers=workers)
+    step = torch_peers.pyro_step(_fresh())
+
+    def epoch() -> float:
+        return sum(step(x.view(-1, 784)) for x, _ in loader) / count
+
+    return epoch
+
+
+def _sliced_loop(images: torch.Tensor) -> Callable[[], float]:
+    """What a careful user of Pyro writes: all images in one tensor, batches cut from it by index."""
+    step = torch_peers.pyro_step(_fresh())
+
+    def epoch() -> float:
+        order = torch.randperm(len(images))
+        return sum(step(images[part]) for part in order.split(128)) / len(images)
+
+    return epoch
