@@ -139,6 +139,7 @@ class Hierarchical(nn.Module):
     """Latents z_1 ... z_12 of 8 dimensions: p(z_t | z_<t) top down, q(z_t | z_<t, x) from that and features of x."""
 
     levels, latent, width, event_shape = 12, 8, 64, (784,)
+    share = 12**-0.5  # of a level in the state: twelve of them leave it of size one
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +162,7 @@ class Hierarchical(nn.Module):
             for level in range(self.levels):
                 loc, log_scale = self.priors[level](state)
                 z = pyro.sample(f"z{level}", dist.Normal(loc, log_scale.exp()).to_event(1))
-                state = state + self.advances[level](z)
+                state = state + self.advances[level](z) * self.share
             pyro.sample("obs", dist.Bernoulli(logits=self.decoder(state)).to_event(1), obs=x)
 
     def guide(self, x: torch.Tensor) -> None:
@@ -172,7 +173,7 @@ class Hierarchical(nn.Module):
             for level in range(self.levels):
                 loc, log_scale = self.posteriors[level](torch.cat([state, features], -1))
                 z = pyro.sample(f"z{level}", dist.Normal(loc, log_scale.exp()).to_event(1))
-                state = state + self.advances[level](z)
+                state = state + self.advances[level](z) * self.share
 
     def loss(self, x: torch.Tensor) -> torch.Tensor:
         state, features = x.new_zeros(x.shape[0], self.width), self.features(x)
@@ -181,7 +182,7 @@ class Hierarchical(nn.Module):
             loc, log_scale = posterior(torch.cat([state, features], -1))
             z = loc + log_scale.exp() * torch.randn_like(loc)
             total = total + normal_log_prob(z, loc, log_scale) - normal_log_prob(z, *prior(state))
-            state = state + advance(z)
+            state = state + advance(z) * self.share
         return (total - bernoulli_log_prob(self.decoder(state), x)).sum()
 
     def objective(self) -> pyro.infer.ELBO:

@@ -19,7 +19,8 @@ from pythae.trainers import BaseTrainer, BaseTrainerConfig
 from benchmarks.pairs import Tutorial
 from benchmarks.torch_peers import LR
 
-logging.getLogger("pythae").setLevel(logging.WARNING)
+# Its loggers are set one by one, and would announce every trainer.
+logging.getLogger(BaseTrainer.__module__).setLevel(logging.WARNING)
 
 
 class Encoder(BaseEncoder):

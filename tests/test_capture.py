@@ -267,30 +267,28 @@ def test_double_precision_is_left_to_torch(monkeypatch):
 
 def test_the_choice_of_library_is_made_once_and_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    products._known_products.cache_clear()
+    products._known_machines.cache_clear()
     timed = []
-    monkeypatch.setattr(products, "_one_dnn_wins", lambda *sizes: timed.append(sizes) or True)
-    a, b = torch.zeros(3, 4), torch.zeros(4, 5)
-    assert one_dnn_is_better(a, b)
-    assert one_dnn_is_better(a, b)
-    products._known_products.cache_clear()  # as in a new process
-    assert one_dnn_is_better(a, b)
-    assert len(timed) == 1
-    (tmp_path / "pyro_vae" / "products.json").write_text("{")
-    products._known_products.cache_clear()
-    assert one_dnn_is_better(a, b)
+    monkeypatch.setattr(products, "_one_dnn_wins", lambda *shapes: timed.append(shapes) or True)
+    large, small = torch.zeros(256, 256), torch.zeros(8, 8)
+    assert one_dnn_is_better(large, large)
+    assert not one_dnn_is_better(small, small)
+    products._known_machines.cache_clear()  # as in a new process
+    assert one_dnn_is_better(large, large)
     assert len(timed) == 2
-    products._known_products.cache_clear()
+    (tmp_path / "pyro_vae" / "matrix_library.json").write_text("{")
+    products._known_machines.cache_clear()
+    assert one_dnn_is_better(large, large)
+    assert len(timed) == 4
+    products._known_machines.cache_clear()
 
 
 def test_lower_precision_would_be_seen(monkeypatch):
-    sizes = ((64, 64), (64, 1), (64, 64), (64, 1))
-
     def rounded(a, b, bias):
         return a.bfloat16().float() @ b.t().bfloat16().float()
 
     monkeypatch.setattr(products, "_one_dnn", rounded)
-    assert not products._one_dnn_wins(*sizes)
+    assert not products._one_dnn_wins((64, 64, 64), False)
 
 
 def test_bfloat16_is_for_products_alone():
