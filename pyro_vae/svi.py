@@ -17,6 +17,7 @@ import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from pyro.optim.optim import is_scheduler
+from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_vae.checks import InputError, one_of
 from pyro_vae.gradients import Gradients, clear, give
@@ -103,6 +104,10 @@ class SVI(pyro.infer.SVI):
         return self.loss(self.model, self.guide, *args, **kwargs)
 
 
+# Parameters that have ever had a gradient, whatever SVI gave it.
+_with_gradients: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
 class _Update:
     """An optimizer's step for all parameters at once, on the state that the optimizer itself would use."""
 
@@ -114,6 +119,12 @@ class _Update:
 
     def __call__(self, params: dict[str, torch.Tensor]) -> None:
         tensors = list({id(t): t for t in params.values()}.values())
+        for tensor in tensors:
+            # Pyro leaves zeros behind, so that a parameter which another loss has moved goes on by its momentum.
+            if tensor.grad is None and tensor in _with_gradients:
+                tensor.grad = torch.zeros_like(tensor)
+            elif tensor.grad is not None:
+                _with_gradients[tensor] = True
         if isinstance(self.optim, torch.optim.Optimizer):
             self._check_known(params)
             self.optim.step()
