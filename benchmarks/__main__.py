@@ -25,7 +25,9 @@ def main() -> None:
     report = environment() | {"quick": arguments.quick, "data": "MNIST" if arguments.data_root else "made up"}
     if len(arguments.only) == 1:
         part = importlib.import_module(f"benchmarks.{MODULES.get(arguments.only[0], arguments.only[0])}")
-        report["rows"] = [row.as_dict() for row in part.run(Options(arguments.quick, arguments.data_root))]
+        report["rows"] = [
+            row.as_dict() for row in part.run(Options(arguments.quick, arguments.data_root, arguments.rounds))
+        ]
     else:
         report["rows"] = [row for part in arguments.only for row in _in_own_process(part, arguments)]
     if arguments.json:
@@ -37,16 +39,19 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS), help=",".join(PARTS))
     parser.add_argument("--quick", action="store_true", help="few rounds on little data: shows that it works")
+    parser.add_argument("--rounds", type=int, help="turns of each contender; 7, or 3 if quick")
     parser.add_argument("--data-root", type=Path, help="folder with torchvision's MNIST; otherwise images are made up")
     parser.add_argument("--json", type=Path, help="file for all figures")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.rounds = arguments.rounds or (3 if arguments.quick else 7)
+    return arguments
 
 
 def _in_own_process(part: str, arguments: argparse.Namespace) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
         command = [sys.executable, "-m", "benchmarks", "--only", part, "--json", str(file)]
-        command += ["--quick"] if arguments.quick else []
+        command += ["--rounds", str(arguments.rounds), *(["--quick"] if arguments.quick else [])]
         command += ["--data-root", str(arguments.data_root)] if arguments.data_root else []
         done = subprocess.run(command, stdout=subprocess.DEVNULL)
         if done.returncode or not file.exists():

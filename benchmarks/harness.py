@@ -31,15 +31,13 @@ class Options:
 
     Args:
         quick: few rounds on little data, to see that all works; its figures are noise.
+        rounds: how often each contender takes its turn.
         data_root: folder with torchvision's MNIST; None: made-up binary images.
     """
 
     quick: bool = False
     data_root: Path | None = None
-
-    @property
-    def rounds(self) -> int:
-        return 3 if self.quick else 9
+    rounds: int = 7
 
 
 @dataclass

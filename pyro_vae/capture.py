@@ -222,6 +222,7 @@ def _lift(traced: fx.GraphModule) -> list[torch.Tensor]:
         if node.users and id(tensor) not in places:
             with graph.inserting_before(first):
                 places[id(tensor)] = graph.placeholder(f"held_{len(held)}")
+            places[id(tensor)].meta["val"] = tensor.detach()
             held.append(tensor)
         if node.users:
             node.replace_all_uses_with(places[id(tensor)])
@@ -232,13 +233,42 @@ def _lift(traced: fx.GraphModule) -> list[torch.Tensor]:
 
 def _functional(traced: fx.GraphModule, inputs: list[torch.Tensor]) -> fx.GraphModule:
     """The same graph without operations in place; what it writes to is copied into at the end."""
+    if (plain := _without_fresh_draws(traced)) is not None:
+        return plain
     copies = [t.detach().clone() for t in inputs]  # which the run below may write to
     with kept_random_state(inputs[0].device):
         return make_fx(torch.func.functionalize(traced, remove="mutations"))(*copies)
 
 
+# Draws into a tensor that was made for them, and the same as functions.
+_DRAWS = {
+    aten.normal_.default: aten.normal_functional.default,
+    aten.uniform_.default: aten.uniform.default,
+    aten.exponential_.default: aten.exponential.default,
+    aten.bernoulli_.float: aten.bernoulli.p,
+}
+
+
+def _without_fresh_draws(traced: fx.GraphModule) -> fx.GraphModule | None:
+    """The graph with such draws as functions, if nothing else in it is in place: the common case, for which
+    functionalize would take apart operations that are whole. None if there is more."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(traced.graph, {}))
+    for node in list(graph.nodes):
+        if not _is_mutable(node):
+            continue
+        place = node.args[0]
+        if node.target not in _DRAWS or place.target not in _FACTORIES or set(place.users) != {node}:
+            return None
+        node.target = _DRAWS[node.target]
+    return fx.GraphModule(traced, graph)
+
+
 def _clean(graph: fx.GraphModule) -> None:
-    """Removes dead code and computations done twice; draws and writes are kept, in their order."""
+    """Removes dead code, changes of nothing, and what is done twice; draws and writes are kept, in their order."""
+    for node in list(graph.graph.nodes):
+        if node.op == "call_function" and _changes_nothing(node):
+            node.replace_all_uses_with(node.args[0])
     graph.graph.eliminate_dead_code(lambda node: _has_effect(node))
     known: dict[Any, fx.Node] = {}
     for node in list(graph.graph.nodes):
@@ -252,6 +282,16 @@ def _clean(graph: fx.GraphModule) -> None:
             known[key] = node
     graph.graph.lint()
     graph.recompile()
+
+
+def _changes_nothing(node: fx.Node) -> bool:
+    """Whether the result is the first argument, seen as it is."""
+    if node.target is aten.alias.default:
+        return True
+    if node.target not in (aten.view.default, aten.expand.default, aten.reshape.default, aten._unsafe_view.default):
+        return False
+    before, after = value_of(node.args[0]), value_of(node)
+    return before.shape == after.shape and before.stride() == after.stride()
 
 
 # Results with undefined contents are not interchangeable: one may be written to where the other is not.
@@ -271,7 +311,11 @@ def value_of(node: fx.Node) -> torch.Tensor:
 def _has_effect(node: fx.Node) -> bool:
     if node.op in ("placeholder", "output"):
         return True
-    return is_random(node) or (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable)
+    return is_random(node) or _is_mutable(node)
+
+
+def _is_mutable(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _frozen(value: Any) -> Any:

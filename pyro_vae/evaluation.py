@@ -13,7 +13,7 @@ import torch
 from pyro_vae import data
 from pyro_vae.checks import InputError, one_of, positive_int
 from pyro_vae.diagnostics import effective_sample_size, pareto_khat, tail_length
-from pyro_vae.importance import Draws, bytes_per_draw, find_layout
+from pyro_vae.importance import Draws, Layout, bytes_per_draw, find_layout
 from pyro_vae.pair import (
     Batch,
     as_pair,
@@ -28,7 +28,7 @@ from pyro_vae.pair import (
     trace_pair,
     unsupported,
 )
-from pyro_vae.replay import COMPILE, Compile, Replay
+from pyro_vae.replay import COMPILE, Compile, Replay, kept_with
 
 
 @dataclass(frozen=True)
@@ -152,19 +152,26 @@ def _chunks(num_samples: int, at_once: int) -> list[int]:
 
 
 class _Weights:
-    """log-weights in chunks of K, by a function of the batch for each size of chunk, captured where that pays."""
+    """log-weights in chunks of K, by a function of the batch for each size of chunk, captured where that pays.
 
-    def __init__(self, pair: Any, layout: Any, compile: Compile, chunks: list[int], rows: int, num_data: int):
-        self.pair, self.layout, self.compile = pair, layout, compile
+    What is captured stays with the pair, for the next score.
+    """
+
+    def __init__(self, pair: Any, layout: Layout, compile: Compile, chunks: list[int], rows: int, num_data: int):
+        self.pair, self.layout = pair, layout
         self.replays = {}
         for size in set(chunks):
-
-            def calls(*batch: torch.Tensor, often: int = chunks.count(size)) -> int:
-                return often * (num_data // rows if len(batch[0]) == rows else 1)
-
-            function = functools.partial(self._drawn_anew, size)
-            programs = (pair.model, pair.guide)
-            self.replays[size] = Replay(function, programs, compile=compile, calls=calls, what="scoring")
+            often = chunks.count(size)
+            magnitude = int(math.log2(often * (num_data // rows) + 1))  # which decides how it is run
+            key = (size, rows, compile, repr(layout), magnitude)
+            kept = kept_with(pair)
+            if key not in kept:
+                programs = (pair.model, pair.guide)
+                calls = functools.partial(_calls, rows=rows, often=2**magnitude)
+                kept[key] = Replay(
+                    functools.partial(self._drawn_anew, size), programs, compile=compile, calls=calls, what="scoring"
+                )
+            self.replays[size] = kept[key]
 
     def _drawn_anew(self, size: int, *batch: torch.Tensor) -> torch.Tensor:
         return Draws(self.pair, batch, self.layout).log_weights(size)
@@ -178,6 +185,10 @@ class _Weights:
             else:
                 draws = draws or Draws(self.pair, batch, self.layout)
                 yield draws.log_weights(size)
+
+
+def _calls(*batch: torch.Tensor, rows: int, often: int) -> int:
+    return often if len(batch[0]) == rows else 1
 
 
 def _score(weights: Iterator[torch.Tensor], num_samples: int) -> tuple[torch.Tensor, ...]:

@@ -322,7 +322,7 @@ class Replay:
                 with _unmarked(None, graph.captured.written), kept_random_state(device, 0), torch.no_grad():
                     results.append([_detached(t) for t in way(*graph.captured.held, *tensors)])
             # Rounding of the whole computation, 1e-7 of its largest number, may be all that is in a small one.
-            noise = 1e-7 * max((t.abs().max().item() for t in results[0] if t.numel()), default=0.0)
+            noise = 1e-7 * max((t.double().abs().max().item() for t in results[0] if t.numel()), default=0.0)
             # Where weights are exp of large numbers, as in IWAE, rounding grows to 1e-4; mistakes are larger.
             if not all(_close(b, a, 2e-3, noise) for a, b in zip(*results, strict=True)):
                 raise CaptureError(f"run by {mode}, its graph gives other values")
@@ -350,6 +350,28 @@ class Replay:
         except CaptureError as error:
             logger.warning("%s stays a captured graph that is not compiled: %s.", self.what.capitalize(), error)
         self.compile_seconds += time.perf_counter() - start
+
+
+class _Kept:
+    """Replays that belong to an object; its copies and its pickles have none."""
+
+    def __init__(self) -> None:
+        self.replays: dict[Any, Replay] = {}
+
+    def __deepcopy__(self, memo: Any) -> _Kept:
+        return _Kept()
+
+    def __reduce__(self) -> Any:
+        return _Kept, ()
+
+
+def kept_with(thing: Any) -> dict[Any, Replay]:
+    """The replays kept with an object, to be looked up and added to; they are gone when it is."""
+    if not hasattr(thing, "__dict__"):
+        return {}
+    if "_replays" not in vars(thing):
+        object.__setattr__(thing, "_replays", _Kept())  # past torch's own, which looks for modules in it
+    return vars(thing)["_replays"].replays
 
 
 def _changing(floats: dict[int, float | None], leaves: list[Any]) -> list[int]:

@@ -5,6 +5,7 @@ False-alarm rates: comparisons "within 3 standard errors" fail by chance in 0.3 
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -303,3 +304,24 @@ def test_bad_data_are_refused(x, message):
 def test_bad_sample_counts_are_refused(linear_gaussian, num_samples):
     with pytest.raises(InputError, match="num_samples"):
         log_likelihood(linear_gaussian.exact_pair(), linear_gaussian.data(3), num_samples)
+
+
+def test_a_second_score_uses_what_the_first_captured_and_copies_do_not(monkeypatch):
+    seen = []
+    monkeypatch.setattr("pyro_vae.replay.Replay._capture", _noting(Replay._capture, seen))
+    torch.manual_seed(0)
+    pair, x = vae(), torch.rand(6, 4).round()
+    first = log_likelihood(pair, x, 20, compile="graph")
+    again = log_likelihood(pair, x, 20, compile="graph")
+    assert len(seen) == 1
+    assert torch.equal(first.values, again.values)
+    twin = copy.deepcopy(pair)
+    with torch.no_grad():
+        next(twin.parameters()).add_(1.0)
+    other = log_likelihood(twin, x, 20, compile="graph")
+    assert len(seen) == 2
+    assert not torch.equal(first.values, other.values)
+    assert torch.equal(log_likelihood(pair, x, 20, compile="graph").values, first.values)
+    with torch.no_grad():
+        next(pair.parameters()).add_(1.0)
+    torch.testing.assert_close(log_likelihood(pair, x, 20, compile="graph").values, other.values)
