@@ -136,13 +136,25 @@ def log_likelihood(
         rows = min(max(1, draws_at_once // num_samples), 4096, len(examples))
         notes = _notes(pair, first)
     chunks = _chunks(num_samples, max(1, draws_at_once // rows))
-    pieces = []
+    sums, khat, tails = [], [], []
     with evaluating(pair), kept_random_state(examples.device, seed):
         weights = _Weights(pair, layout, compile, chunks, rows, len(examples))
         for batch in _bar(examples.batches(rows), -(-len(examples) // rows), progress):
-            pieces.append(_score(weights.of(batch, chunks), num_samples))
-    values, mc_stderr, khat, ess = (torch.cat(column) for column in zip(*pieces, strict=True))
-    return LogLikelihood(values, mc_stderr, khat, ess, num_samples, notes)
+            *both, tail = _sums(weights.of(batch, chunks), num_samples)
+            sums.append(both)
+            tails.append(tail)
+            if len(tails) * rows >= 1024:  # at once for many data, as it takes many small operations
+                khat.append(pareto_khat(torch.cat(tails, dim=1)))
+                tails.clear()
+        if tails:
+            khat.append(pareto_khat(torch.cat(tails, dim=1)))
+    log_sum, log_sum_squares = (torch.cat(column) for column in zip(*sums, strict=True))
+    ess = effective_sample_size(log_sum, log_sum_squares)
+    # Var[log mean w] ≈ (mean w² / (mean w)² − 1) / K = 1 / ess − 1 / K.
+    mc_stderr = (1 / ess - 1 / num_samples).clamp_min(0).sqrt()
+    if num_samples == 1:
+        mc_stderr = torch.full_like(mc_stderr, math.nan)
+    return LogLikelihood(log_sum - math.log(num_samples), mc_stderr, torch.cat(khat), ess, num_samples, notes)
 
 
 def _chunks(num_samples: int, at_once: int) -> list[int]:
@@ -191,26 +203,21 @@ def _calls(*batch: torch.Tensor, rows: int, often: int) -> int:
     return often if len(batch[0]) == rows else 1
 
 
-def _score(weights: Iterator[torch.Tensor], num_samples: int) -> tuple[torch.Tensor, ...]:
-    """log p(x), its Monte Carlo error, k-hat and effective sample size of each datum of one batch."""
+def _sums(weights: Iterator[torch.Tensor], num_samples: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """log Σ w and log Σ w² of each datum of one batch, (N,), and its largest log-weights, (M + 1, N)."""
     kept = tail_length(num_samples) + 1
     log_sum = log_sum_squares = tail = None
     for chunk in weights:
         log_w = chunk.double()
-        if not log_w.isfinite().any(0).all() or log_w.isnan().any():
-            row = (log_w.isnan().any(0) | ~log_w.isfinite().any(0)).nonzero()[0].item()
-            raise InputError(f"The weights of datum {row} in the chunk are not finite; check the data and the weights.")
         squares, sums = (2 * log_w).logsumexp(0), log_w.logsumexp(0)
+        if not sums.isfinite().all():
+            row = (~sums.isfinite()).nonzero()[0].item()
+            raise InputError(f"The weights of datum {row} in the chunk are not finite; check the data and the weights.")
         log_sum = sums if log_sum is None else torch.logaddexp(log_sum, sums)
         log_sum_squares = squares if log_sum_squares is None else torch.logaddexp(log_sum_squares, squares)
         tail = log_w if tail is None else torch.cat([tail, log_w])
         tail = tail.topk(min(kept, len(tail)), dim=0).values
-    ess = effective_sample_size(log_sum, log_sum_squares)
-    # Var[log mean w] ≈ (mean w² / (mean w)² − 1) / K = 1 / ess − 1 / K.
-    mc_stderr = (1 / ess - 1 / num_samples).clamp_min(0).sqrt()
-    if num_samples == 1:
-        mc_stderr = torch.full_like(mc_stderr, math.nan)
-    return log_sum - math.log(num_samples), mc_stderr, pareto_khat(tail), ess
+    return log_sum, log_sum_squares, tail
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import logging
 import operator
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import fx
@@ -37,13 +37,13 @@ def lower(captured: Captured, inputs: Sequence[torch.Tensor], mode: Mode, precis
     tensors = [*captured.held, *inputs]
     if precision == "bf16":
         round_products(graph)
-    elif all(t.device.type == "cpu" for t in tensors):
-        choose_matrix_library(graph)
+    if all(t.device.type == "cpu" for t in tensors):
+        if precision != "bf16":
+            choose_matrix_library(graph)
+        vectorise_logs(graph)
     if mode == "graph":
         return graph
     noise, rest = split_noise(graph)
-    if all(t.device.type == "cpu" for t in tensors):
-        vectorise_logs(rest)
     compiled = _inductor(rest, [*tensors, *noise(*tensors)])
 
     def run(*arguments: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -162,51 +162,78 @@ _IN_PLACE = {
 
 
 def vectorise_logs(graph: fx.GraphModule) -> None:
-    """Writes softplus, log-sigmoid and log1p in exp and log, for which Inductor has vector code on a CPU.
+    """Writes softplus, log-sigmoid, the Bernoulli's cross-entropy and log1p in exp and log, for which CPUs have vector code.
 
-    Its log1p takes ten times as long. With u = 1 + y rounded, log1p(y) = y · log(u) / (u − 1) makes good the rounding
-    of u (Goldberg 1991, theorem 4), so that no accuracy is lost, near zero least of all.
+    The log1p of torch and of Inductor takes ten times as long. With u = 1 + y rounded, log1p(y) = y · log(u) / (u − 1)
+    makes good the rounding of u (Goldberg 1991, theorem 4), so that no accuracy is lost, near zero least of all.
     """
     g = graph.graph
     for node in list(g.nodes):
-        if node.target in (aten.softplus.default, aten.log_sigmoid_forward.default, aten.log1p.default):
-            dtype = value_of(node.args[0]).dtype
-        else:
+        if node.op != "call_function" or node.target not in _IN_LOGS or not value_of(node.args[0]).is_floating_point():
             continue
-        if not dtype.is_floating_point or (
-            node.target is aten.softplus.default and len(node.args) > 1 and node.args[1] != 1
-        ):
-            continue
-        call = g.call_function
-        x = node.args[0]
         with g.inserting_before(node):
-            if node.target is aten.log1p.default:
-                new = _log1p(g, x)
-            else:
-                tail = _log1p(g, call(aten.exp.default, (call(aten.neg.default, (call(aten.abs.default, (x,)),)),)))
-                if node.target is aten.softplus.default:  # max(x, 0) + log1p(exp(−|x|))
-                    new = call(aten.add.Tensor, (call(aten.clamp_min.default, (x, 0)), tail))
-                else:  # min(x, 0) − log1p(exp(−|x|))
-                    new = call(aten.sub.Tensor, (call(aten.clamp_max.default, (x, 0)), tail))
-        if node.target is aten.log_sigmoid_forward.default:
+            new = _IN_LOGS[node.target](g, *node.args)
+        if new is None:
+            continue
+        if node.target is aten.log_sigmoid_forward.default:  # returns a buffer for its backward pass too
             for part in [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]:
                 part.replace_all_uses_with(new)
                 g.erase_node(part)
         else:
+            new.meta = dict(node.meta)
             node.replace_all_uses_with(new)
     g.eliminate_dead_code()
     graph.recompile()
 
 
-def _log1p(g: fx.Graph, y: fx.Node) -> fx.Node:
+def _log1p(g: fx.Graph, y: fx.Node, below_infinity: bool = False) -> fx.Node:
     call = g.call_function
     u = call(aten.add.Tensor, (y, 1.0))
     excess = call(aten.sub.Tensor, (u, 1.0))
     ratio = call(aten.div.Tensor, (call(aten.log.default, (u,)), excess))
     # u = 1, where y is lost in it, gives 0 / 0; y = infinity gives infinity · NaN.
-    plain = call(aten.eq.Scalar, (excess, 0.0))
-    near = call(aten.where.self, (plain, y, call(aten.mul.Tensor, (y, ratio))))
-    return call(aten.where.self, (call(aten.isinf.default, (u,)), u, near))
+    near = call(aten.where.self, (call(aten.eq.Scalar, (excess, 0.0)), y, call(aten.mul.Tensor, (y, ratio))))
+    return near if below_infinity else call(aten.where.self, (call(aten.isinf.default, (u,)), u, near))
+
+
+def _log1p_exp_minus_abs(g: fx.Graph, x: fx.Node) -> fx.Node:
+    call = g.call_function
+    return _log1p(g, call(aten.exp.default, (call(aten.neg.default, (call(aten.abs.default, (x,)),)),)), True)
+
+
+def _softplus(g: fx.Graph, x: fx.Node, beta: float = 1, threshold: float = 20) -> fx.Node | None:
+    """max(x, 0) + log1p(exp(−|x|)); beyond the threshold the second term is below rounding."""
+    if beta != 1 or threshold < 20:
+        return None
+    return g.call_function(
+        aten.add.Tensor, (g.call_function(aten.clamp_min.default, (x, 0)), _log1p_exp_minus_abs(g, x))
+    )
+
+
+def _log_sigmoid(g: fx.Graph, x: fx.Node) -> fx.Node:
+    """min(x, 0) − log1p(exp(−|x|))."""
+    return g.call_function(
+        aten.sub.Tensor, (g.call_function(aten.clamp_max.default, (x, 0)), _log1p_exp_minus_abs(g, x))
+    )
+
+
+def _cross_entropy(
+    g: fx.Graph, x: fx.Node, target: fx.Node, weight: Any = None, pos_weight: Any = None, reduction: int = 1
+) -> fx.Node | None:
+    """max(x, 0) − x · target + log1p(exp(−|x|)), entry by entry."""
+    if weight is not None or pos_weight is not None or reduction != 0:
+        return None
+    call = g.call_function
+    linear = call(aten.sub.Tensor, (call(aten.clamp_min.default, (x, 0)), call(aten.mul.Tensor, (x, target))))
+    return call(aten.add.Tensor, (linear, _log1p_exp_minus_abs(g, x)))
+
+
+_IN_LOGS: dict[Any, Callable[..., fx.Node | None]] = {
+    aten.log1p.default: _log1p,
+    aten.softplus.default: _softplus,
+    aten.log_sigmoid_forward.default: _log_sigmoid,
+    aten.binary_cross_entropy_with_logits.default: _cross_entropy,
+}
 
 
 def seconds_of(graph: fx.GraphModule) -> float:

@@ -196,6 +196,10 @@ def graph_of(function, *inputs):
         (torch.log1p, lambda x: torch.log1p(x)),
         (nn.functional.softplus, lambda x: x.clamp_min(0) + torch.log1p(torch.exp(-x.abs()))),
         (nn.functional.logsigmoid, lambda x: x.clamp_max(0) - torch.log1p(torch.exp(-x.abs()))),
+        (
+            lambda x: nn.functional.binary_cross_entropy_with_logits(x, torch.ones_like(x), reduction="none"),
+            lambda x: (-x).clamp_min(0) + torch.log1p(torch.exp(-x.abs())),
+        ),
     ],
 )
 def test_logs_for_vector_code_lose_no_accuracy(function, exact):
@@ -205,6 +209,7 @@ def test_logs_for_vector_code_lose_no_accuracy(function, exact):
     captured, inputs = graph_of(function, x)
     vectorise_logs(captured.graph)
     assert count(captured, aten.softplus.default, aten.log1p.default, aten.log_sigmoid_forward.default) == 0
+    assert count(captured, aten.binary_cross_entropy_with_logits.default) == 0
     got, wanted = captured.graph(*inputs)[0].double(), exact(x.double())
     finite = wanted.abs().isfinite() & (wanted.abs() > 1e-37)
     assert ((got - wanted) / wanted)[finite].abs().max() < 4e-7  # three roundings of float32
