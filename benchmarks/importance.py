@@ -33,7 +33,7 @@ def trained(options: Options, images: int) -> tuple[Tutorial, torch.Tensor]:
 
 def run(options: Options) -> list[Row]:
     """All contenders interleaved, slow ones on the first few of the same images."""
-    count, samples, few = (100, 100, 20) if options.quick else (2_000, 500, 100)
+    count, samples, few = (100, 100, 20) if options.quick else (2_000, 1_000, 100)
     say(f"{PART}: training")
     vae, x = trained(options, 6_400 if options.quick else 60_000)
     x = x[:count]

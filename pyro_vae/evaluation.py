@@ -14,6 +14,7 @@ from pyro_vae import data
 from pyro_vae.checks import InputError, one_of, positive_int
 from pyro_vae.diagnostics import effective_sample_size, pareto_khat, tail_length
 from pyro_vae.importance import Draws, Layout, bytes_per_draw, find_layout
+from pyro_vae.machine import memory_kept
 from pyro_vae.pair import (
     Batch,
     as_pair,
@@ -137,7 +138,7 @@ def log_likelihood(
         notes = _notes(pair, first)
     chunks = _chunks(num_samples, max(1, draws_at_once // rows))
     sums, khat, tails = [], [], []
-    with evaluating(pair), kept_random_state(examples.device, seed):
+    with evaluating(pair), kept_random_state(examples.device, seed), memory_kept():
         weights = _Weights(pair, layout, compile, chunks, rows, len(examples))
         for batch in _bar(examples.batches(rows), -(-len(examples) // rows), progress):
             *both, tail = _sums(weights.of(batch, chunks), num_samples)

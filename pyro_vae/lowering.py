@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from pyro_vae.capture import Captured, CaptureError, aten, is_random, value_of
+from pyro_vae.machine import best_seconds, remembered
 from pyro_vae.products import PRODUCTS, choose_matrix_library, round_products
 
 Mode = Literal["graph", "inductor"]
@@ -40,7 +41,8 @@ def lower(captured: Captured, inputs: Sequence[torch.Tensor], mode: Mode, precis
     if all(t.device.type == "cpu" for t in tensors):
         if precision != "bf16":
             choose_matrix_library(graph)
-        vectorise_logs(graph)
+        if remembered("log1p is slow", _log1p_is_slow):
+            vectorise_logs(graph)
     if mode == "graph":
         return graph
     noise, rest = split_noise(graph)
@@ -164,7 +166,7 @@ _IN_PLACE = {
 def vectorise_logs(graph: fx.GraphModule) -> None:
     """Writes softplus, log-sigmoid, the Bernoulli's cross-entropy and log1p in exp and log, for which CPUs have vector code.
 
-    The log1p of torch and of Inductor takes ten times as long. With u = 1 + y rounded, log1p(y) = y · log(u) / (u − 1)
+    On processors without AVX-512, the log1p of torch and of Inductor takes up to ten times as long. With u = 1 + y rounded, log1p(y) = y · log(u) / (u − 1)
     makes good the rounding of u (Goldberg 1991, theorem 4), so that no accuracy is lost, near zero least of all.
     """
     g = graph.graph
@@ -184,6 +186,13 @@ def vectorise_logs(graph: fx.GraphModule) -> None:
             node.replace_all_uses_with(new)
     g.eliminate_dead_code()
     graph.recompile()
+
+
+def _log1p_is_slow() -> bool:
+    """Whether log1p takes more than three times as long as log, which is what replacing it takes."""
+    x = torch.linspace(0, 1, 100_000)
+    log, log1p = best_seconds(x.log, x.log1p)
+    return log1p > 3 * log
 
 
 def _log1p(g: fx.Graph, y: fx.Node, below_infinity: bool = False) -> fx.Node:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
-import math
 import operator
-import os
-import platform
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import fx
 
 from pyro_vae.capture import aten, value_of
-from pyro_vae.files import write_text
+from pyro_vae.machine import best_seconds, remembered
 
 #: Where an operation's factors are among its arguments.
 PRODUCTS = {
@@ -80,73 +73,38 @@ def choose_matrix_library(graph: fx.GraphModule) -> None:
 
 
 def one_dnn_is_better(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether to give a @ b to oneDNN: for products large enough to repay its call, where this machine prefers it."""
-    return a.shape[0] * a.shape[1] * b.shape[1] >= WORTH_IT and machine_prefers_one_dnn()
+    """Whether to give a @ b to oneDNN: for products large enough to repay its call, where this machine prefers it.
 
-
-def machine_prefers_one_dnn() -> bool:
-    """Whether oneDNN multiplies float32 matrices faster here than `torch.mm` does, and with float32's own rounding.
-
-    Found out once on a machine and kept in a file, so that later runs round as earlier ones did.
+    Asked apart for a layer's output and for its weight's gradient, whose first factor comes transposed.
     """
-    key = f"{_processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    known = _known_machines()
-    if key not in known:
-        known[key] = all(_one_dnn_wins(*shapes) for shapes in _TYPICAL)
-        with contextlib.suppress(OSError):  # no place to keep it: it is then found out anew by the next process
-            write_text(_machines_file(), json.dumps({**_read_machines(), **known}, indent=0))
-    return known[key]
+    if a.shape[0] * a.shape[1] * b.shape[1] < WORTH_IT:
+        return False
+    if a.stride(0) < a.stride(1):
+        return remembered("oneDNN multiplies faster, first factor transposed", _one_dnn_wins_transposed)
+    return remembered("oneDNN multiplies faster", _one_dnn_wins)
 
 
-# (M, K, N) of a layer's output, and of its weight's gradient, whose factors come transposed.
-_TYPICAL = (((128, 784, 400), False), ((784, 128, 400), True))
-
-
-def _one_dnn_wins(sizes: tuple[int, int, int], transposed: bool) -> bool:
+def _one_dnn_wins() -> bool:
+    """For (128, 784) @ (784, 400), as of the layer of 400 units on a batch of 128."""
     generator = torch.Generator().manual_seed(0)
-    m, k, n = sizes
-    a = torch.randn(k, m, generator=generator).t() if transposed else torch.randn(m, k, generator=generator)
-    b = torch.randn(k, n, generator=generator) if transposed else torch.randn(n, k, generator=generator).t()
-    ways = (torch.mm, lambda a, b: _one_dnn(a, b.t(), None))
+    return _wins(torch.randn(128, 784, generator=generator), torch.randn(400, 784, generator=generator).t())
+
+
+def _one_dnn_wins_transposed() -> bool:
+    generator = torch.Generator().manual_seed(0)
+    return _wins(torch.randn(128, 784, generator=generator).t(), torch.randn(128, 400, generator=generator))
+
+
+def _wins(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether oneDNN multiplies these float32 matrices faster than `torch.mm` does, and with float32's own rounding."""
     with torch.no_grad():
         exact = a.double() @ b.double()
-        plain, other = ((way(a, b) - exact).abs().max() for way in ways)
+        plain, other = ((product - exact).abs().max() for product in (a @ b, _one_dnn(a, b.t(), None)))
         # Lower precision would be off by hundreds of times as much.
         if other > 3 * plain + 1e-6 * exact.abs().max():
             return False
-        best = [math.inf, math.inf]
-        for _ in range(60):  # in turn, and the best of many, so that a busy machine tells the same
-            for i, way in enumerate(ways):
-                start = time.perf_counter()
-                way(a, b)
-                best[i] = min(best[i], time.perf_counter() - start)
-    return 1.1 * best[1] < best[0]
-
-
-@functools.cache
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _machines_file() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "pyro_vae" / "matrix_library.json"
-
-
-def _read_machines() -> dict[str, bool]:
-    try:
-        return json.loads(_machines_file().read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-@functools.cache
-def _known_machines() -> dict[str, bool]:
-    return _read_machines()
+        torchs, one_dnns = best_seconds(lambda: torch.mm(a, b), lambda: _one_dnn(a, b.t(), None))
+    return 1.05 * one_dnns < torchs
 
 
 def round_products(graph: fx.GraphModule) -> None:

@@ -24,6 +24,7 @@ from pyro_vae.divergence import TrainingDiverged, explain
 from pyro_vae.evaluation import check_data, elbo_terms
 from pyro_vae.files import read_tensors
 from pyro_vae.gradients import Gradients, clear, give
+from pyro_vae.machine import memory_kept
 from pyro_vae.pair import (
     as_pair,
     data_plate,
@@ -198,7 +199,7 @@ def fit(
             trainer.restore(read_tensors(folder / CHECKPOINT))
         else:
             log.start(config)
-        with float32_products(precision):
+        with float32_products(precision), memory_kept():
             trainer.run(log, progress and trainer.is_main)
     log.finish(trainer.history, trainer.examples if trainer.validation is None else trainer.validation)
     return FitResult(

@@ -19,7 +19,7 @@ ORDER = [
     "__main__", "cli", "svi", "training", "progress", "runs", "report", "plotting",
     "evaluation", "saving", "models.vae", "models.base",
     "sampling", "importance", "diagnostics", "divergence", "whole_step", "gradients", "replay", "recording", "lowering",
-    "products", "capture", "pair", "reach", "priors", "likelihoods", "guides", "networks",
+    "products", "machine", "capture", "pair", "reach", "priors", "likelihoods", "guides", "networks",
     "component", "data", "pictures", "readers", "streams", "examples", "files", "checks",
 ]  # fmt: skip
 

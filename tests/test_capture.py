@@ -9,7 +9,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import fx, nn
 
-from pyro_vae import lowering, products
+from pyro_vae import lowering, machine, products
 from pyro_vae.capture import Captured, CaptureError, aten, capture, is_random
 from pyro_vae.gradients import Gradients
 from pyro_vae.lowering import lower, split_noise, vectorise_logs
@@ -270,22 +270,23 @@ def test_double_precision_is_left_to_torch(monkeypatch):
     assert count(captured, aten.mm.default) == 1
 
 
-def test_the_choice_of_library_is_made_once_and_kept(monkeypatch, tmp_path):
+def test_what_is_fastest_here_is_found_out_once_and_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    products._known_machines.cache_clear()
-    timed = []
-    monkeypatch.setattr(products, "_one_dnn_wins", lambda *shapes: timed.append(shapes) or True)
+    machine._known.cache_clear()
+    asked = []
+    monkeypatch.setattr(products, "_one_dnn_wins", lambda: asked.append("output") or True)
+    monkeypatch.setattr(products, "_one_dnn_wins_transposed", lambda: asked.append("gradient") or False)
     large, small = torch.zeros(256, 256), torch.zeros(8, 8)
+    for _ in range(2):
+        assert one_dnn_is_better(large, large)
+        assert not one_dnn_is_better(large.t(), large)
+        assert not one_dnn_is_better(small, small)
+        machine._known.cache_clear()  # as in a new process
+    assert asked == ["output", "gradient"]
+    (tmp_path / "pyro_vae" / "machine.json").write_text("{")
     assert one_dnn_is_better(large, large)
-    assert not one_dnn_is_better(small, small)
-    products._known_machines.cache_clear()  # as in a new process
-    assert one_dnn_is_better(large, large)
-    assert len(timed) == 2
-    (tmp_path / "pyro_vae" / "matrix_library.json").write_text("{")
-    products._known_machines.cache_clear()
-    assert one_dnn_is_better(large, large)
-    assert len(timed) == 4
-    products._known_machines.cache_clear()
+    assert asked == ["output", "gradient", "output"]
+    machine._known.cache_clear()
 
 
 def test_lower_precision_would_be_seen(monkeypatch):
@@ -293,7 +294,16 @@ def test_lower_precision_would_be_seen(monkeypatch):
         return a.bfloat16().float() @ b.t().bfloat16().float()
 
     monkeypatch.setattr(products, "_one_dnn", rounded)
-    assert not products._one_dnn_wins((64, 64, 64), False)
+    assert not products._wins(torch.randn(64, 64), torch.randn(64, 64))
+
+
+def test_slow_logs_are_replaced_only_where_they_are_slow(monkeypatch):
+    for slow in (True, False):
+        monkeypatch.setattr(lowering, "remembered", lambda question, find_out, slow=slow: slow and "log1p" in question)
+        captured, inputs = graph_of(lambda x: x.log1p(), torch.rand(5))
+        run = lower(captured, inputs, "graph")
+        assert sum(node.target is aten.log1p.default for node in run.graph.nodes) == (not slow)
+        torch.testing.assert_close(run(*captured.held, *inputs)[0], inputs[0].log1p())
 
 
 def test_bfloat16_is_for_products_alone():
