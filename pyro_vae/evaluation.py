@@ -137,25 +137,26 @@ def log_likelihood(
         rows = min(max(1, draws_at_once // num_samples), 4096, len(examples))
         notes = _notes(pair, first)
     chunks = _chunks(num_samples, max(1, draws_at_once // rows))
-    sums, khat, tails = [], [], []
+    # Written in place: small tensors that stay would break up the memory between the large ones that come and go.
+    log_sum, log_sum_squares, khat = torch.empty(3, len(examples), dtype=torch.float64, device=examples.device)
+    tails = log_sum.new_empty(min(tail_length(num_samples) + 1, num_samples), min(1024 + rows, len(examples)))
+    done = judged = 0
     with evaluating(pair), kept_random_state(examples.device, seed), memory_kept():
         weights = _Weights(pair, layout, compile, chunks, rows, len(examples))
         for batch in _bar(examples.batches(rows), -(-len(examples) // rows), progress):
-            *both, tail = _sums(weights.of(batch, chunks), num_samples)
-            sums.append(both)
-            tails.append(tail)
-            if len(tails) * rows >= 1024:  # at once for many data, as it takes many small operations
-                khat.append(pareto_khat(torch.cat(tails, dim=1)))
-                tails.clear()
-        if tails:
-            khat.append(pareto_khat(torch.cat(tails, dim=1)))
-    log_sum, log_sum_squares = (torch.cat(column) for column in zip(*sums, strict=True))
+            part = slice(done, done + len(batch[0]))
+            tail = tails[:, part.start - judged : part.stop - judged]
+            log_sum[part], log_sum_squares[part], tail[:] = _sums(weights.of(batch, chunks), num_samples)
+            done = part.stop
+            if done - judged >= 1024 or done == len(examples):  # many at once, as it takes many small operations
+                khat[judged:done] = pareto_khat(tails[:, : done - judged])
+                judged = done
     ess = effective_sample_size(log_sum, log_sum_squares)
     # Var[log mean w] ≈ (mean w² / (mean w)² − 1) / K = 1 / ess − 1 / K.
     mc_stderr = (1 / ess - 1 / num_samples).clamp_min(0).sqrt()
     if num_samples == 1:
         mc_stderr = torch.full_like(mc_stderr, math.nan)
-    return LogLikelihood(log_sum - math.log(num_samples), mc_stderr, torch.cat(khat), ess, num_samples, notes)
+    return LogLikelihood(log_sum - math.log(num_samples), mc_stderr, khat, ess, num_samples, notes)
 
 
 def _chunks(num_samples: int, at_once: int) -> list[int]:

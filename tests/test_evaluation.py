@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -325,3 +328,23 @@ def test_a_second_score_uses_what_the_first_captured_and_copies_do_not(monkeypat
     with torch.no_grad():
         next(pair.parameters()).add_(1.0)
     torch.testing.assert_close(log_likelihood(pair, x, 20, compile="graph").values, other.values)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
+def test_memory_does_not_grow_with_the_data():
+    """Small results kept between large tensors break up the heap, which once took 2 MiB per datum."""
+    code = """if True:
+        import re, torch
+        from pathlib import Path
+        from pyro_vae import VAE, log_likelihood
+        peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+        torch.set_num_threads(1)
+        vae, x = VAE(event_shape=(784,), latent_dim=5).eval(), torch.zeros(200, 784)
+        log_likelihood(vae, x[:40], num_samples=5000)
+        before = peak()
+        log_likelihood(vae, x, num_samples=5000)
+        print(peak() - before)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 100
