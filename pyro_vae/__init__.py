@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyro_vae import data, guides, likelihoods, networks, priors
+    from pyro_vae import data, guides, likelihoods, networks, objectives, priors
     from pyro_vae.checks import InputError
     from pyro_vae.diagnostics import pareto_khat
     from pyro_vae.divergence import TrainingDiverged
@@ -37,7 +37,7 @@ _HOMES = {
     "reconstruct": "sampling",
     "save": "saving",
 }
-_ROOMS = ("data", "guides", "likelihoods", "networks", "priors")
+_ROOMS = ("data", "guides", "likelihoods", "networks", "objectives", "priors")
 __all__ = [*sorted(_HOMES), *_ROOMS]
 
 

@@ -101,6 +101,9 @@ def train(arguments: list[str]) -> None:
     pyro.set_rng_seed(config.seed)
     spec = _model_spec(config, splits)
     pair = saving.build(spec, allow=list(_modules_named(spec)))
+    objective = saving.build(
+        _plain(config.objective), allow=list(_modules_named(_plain(config.objective))), name="objective"
+    )
     binarize = _binarisation(config.binarize, pair, splits.train)
     kept = _kept(config, binarize)
     print(
@@ -111,6 +114,7 @@ def train(arguments: list[str]) -> None:
         pair,
         splits.train,
         validation=splits.validation,
+        objective=objective,
         epochs=config.epochs,
         seed=config.seed,
         binarize=binarize,
@@ -127,6 +131,7 @@ def train(arguments: list[str]) -> None:
 def _train_parser() -> Any:
     from pyro_vae.data import NAMES
     from pyro_vae.models import ComposedPair
+    from pyro_vae.objectives import Objective
     from pyro_vae.training import fit
 
     parser = _parser(
@@ -162,8 +167,10 @@ def _train_parser() -> Any:
     add("--quiet", action="store_true", help="no progress bars")
     parser.add_subclass_arguments(ComposedPair, "model", skip={"event_shape"}, instantiate=False, required=False)
     parser.set_defaults({"model": {"class_path": "pyro_vae.models.vae.VAE"}})
+    parser.add_subclass_arguments(Objective, "objective", instantiate=False, required=False)
+    parser.set_defaults({"objective": {"class_path": "pyro_vae.objectives.ELBO"}})
     for action in parser._actions:
-        if action.dest == "model":  # jsonargparse's own placeholder takes three lines of the usage
+        if action.dest in ("model", "objective"):  # jsonargparse's own placeholder takes three lines of the usage
             action.metavar = "CLASS"
     skip = {
         "pair",
@@ -263,7 +270,12 @@ def _kept(config: Any, binarize: str) -> dict[str, Any]:
         kept["data"] = str(Path(config.data).resolve())
     if config.data_root:
         kept["data_root"] = str(Path(config.data_root).resolve())
-    return {**kept, "binarize": binarize, "fit": config.fit.as_dict()}
+    return {**kept, "binarize": binarize, "objective": _plain(config.objective), "fit": config.fit.as_dict()}
+
+
+def _plain(part: Any) -> dict[str, Any]:
+    """A part of the parsed options as nested dicts."""
+    return part.as_dict() if hasattr(part, "as_dict") else dict(part)
 
 
 def _default_folder(source: str, resume: bool) -> str:
@@ -500,13 +512,14 @@ def _explained(message: str, parser: Any) -> str:
 def _class_names() -> list[str]:
     from pyro_vae.component import Component
     from pyro_vae.models import ComposedPair
+    from pyro_vae.objectives import Objective
 
     def below(cls: type) -> Iterator[str]:
         for sub in cls.__subclasses__():
             yield sub.__name__
             yield from below(sub)
 
-    return [*below(Component), *below(ComposedPair)]
+    return [*below(Component), *below(ComposedPair), *below(Objective)]
 
 
 def _unknown_argument(option: str, text: str, where: str) -> str:

@@ -51,5 +51,6 @@ class Component(nn.Module):
 
     def __repr__(self) -> str:
         defaults = {n: p.default for n, p in inspect.signature(type(self)).parameters.items()}
-        said = [f"{n}={v!r}" for n, v in self.arguments().items() if v != defaults[n]]
+        shown = {n: v.__qualname__ if inspect.isfunction(v) else repr(v) for n, v in self.arguments().items()}
+        said = [f"{n}={shown[n]}" for n, v in self.arguments().items() if v != defaults[n]]
         return f"{type(self).__name__}({', '.join(said)})"

@@ -337,7 +337,7 @@ def check_data(pair: Any, examples: Any) -> None:
     """
     if not isinstance(examples, data.Examples):
         return  # a stream is checked batch by batch as it is read
-    examples.check_finite()
+    examples.check_finite(getattr(getattr(pair, "likelihood", None), "missing_allowed", False))
     check = getattr(pair, "check", None)
     with kept_random_state(examples.device):
         for _, batch in examples.batches(8192):

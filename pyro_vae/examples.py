@@ -133,11 +133,15 @@ class Examples:
             for index, local in zip(order.split(batch_size), there.split(batch_size), strict=True):
                 yield index, self.batch(local)
 
-    def check_finite(self) -> None:
-        """Raises an InputError that names the first datum holding NaN or infinity, and where in it."""
+    def check_finite(self, missing_allowed: bool = False) -> None:
+        """Raises an InputError that names the first datum holding NaN or infinity, and where in it.
+
+        Args:
+            missing_allowed: whether NaN in x stands for what is missing.
+        """
         for name, values in [("x", self.x), *((f"extras[{i}]", t) for i, t in enumerate(self.extras))]:
             for part in slices(values):
-                refuse_infinite(values[part], range(part.start, part.stop), name)
+                refuse_infinite(values[part], range(part.start, part.stop), name, missing_allowed and name == "x")
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Examples:
         new = copy.copy(self)
@@ -208,10 +212,10 @@ def _first(bad: Tensor, x: Tensor, ids: Sequence[int]) -> str:
     return f"{x[(row, *position)].item():g}{place} of datum {int(ids[row])}"
 
 
-def refuse_infinite(x: Tensor, ids: Sequence[int], name: str = "x") -> None:
+def refuse_infinite(x: Tensor, ids: Sequence[int], name: str = "x", missing_allowed: bool = False) -> None:
     """Raises an InputError that names the first datum, by `ids`, with a number that is not finite."""
-    if x.is_floating_point() and not (finite := torch.isfinite(x)).all():
-        raise InputError(f"{name} holds {_first(~finite, x, ids)}; wanted: finite numbers.")
+    if x.is_floating_point() and (bad := x.isinf() if missing_allowed else ~x.isfinite()).any():
+        raise InputError(f"{name} holds {_first(bad, x, ids)}; wanted: finite numbers.")
 
 
 def refuse_outside_unit(x: Tensor, levels: float, ids: Sequence[int], binarize: str) -> None:

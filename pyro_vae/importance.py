@@ -31,6 +31,7 @@ from pyro_vae.pair import (
 )
 
 Values = dict[str, torch.Tensor]
+Sites = dict[str, dict[str, Any]]
 _PARTICLES = "_particles"
 
 
@@ -85,14 +86,24 @@ class Draws:
             trace = poutine.trace(pair.guide).get_trace(*batch)
             self._posterior = sample_sites(trace, observed=False)
 
+    @property
+    def fold_guide(self) -> bool:
+        """Whether the guide's sites have the particles among the data."""
+        return self.layout.fold_guide and self._posterior is None
+
     def draw(self, num_samples: int) -> tuple[Values, torch.Tensor]:
         """K values of every latent, (K, ..., N, *event), and log q of them, (K, N)."""
+        values, sites = self.sample(num_samples)
+        return values, per_datum(sites, self.layout, num_samples, self.num_data, self.fold_guide)
+
+    def sample(self, num_samples: int) -> tuple[Values, Sites]:
+        """K values of every latent, (K, ..., N, *event), and the guide's sites that they were drawn at."""
         layout = self.layout
         if self._posterior is None:
             sites = run(self.pair.guide, self.batch, num_samples, layout, fold=layout.fold_guide)
             sites = {n: s for n, s in sites.items() if not s["is_observed"]}
             values = {n: self._unfolded(s, num_samples, layout.fold_guide) for n, s in sites.items()}
-            return values, per_datum(sites, layout, num_samples, self.num_data, layout.fold_guide)
+            return values, sites
         values, drawn = {}, {}
         for name, site in self._posterior.items():
             inner = site["fn"].batch_shape
@@ -100,13 +111,23 @@ class Draws:
             fn = site["fn"].expand((num_samples, *padded))
             values[name] = fn.rsample() if fn.has_rsample else fn.sample()
             drawn[name] = {**site, "fn": fn, "value": values[name], "mask": site["mask"]}
-        return values, per_datum(drawn, layout, num_samples, self.num_data, fold=False)
+        return values, drawn
+
+    def guide_sites(self, values: Values, drawn: Sites, num_samples: int) -> Sites:
+        """The guide's sites at given values, for K draws whose sites were `drawn`."""
+        if self._posterior is not None:
+            return {name: {**site, "value": values[name]} for name, site in drawn.items()}
+        sites = run(self.pair.guide, self.batch, num_samples, self.layout, fold=self.fold_guide, values=values)
+        return {name: site for name, site in sites.items() if name in values}
+
+    def model_sites(self, values: Values, num_samples: int) -> Sites:
+        """The model's sites at K given values of every latent."""
+        return run(self.pair.model, self.batch, num_samples, self.layout, fold=self.layout.fold_model, values=values)
 
     def log_joint(self, values: Values, num_samples: int) -> torch.Tensor:
         """log p(x, z_k) of K values of every latent, (K, N)."""
-        layout = self.layout
-        sites = run(self.pair.model, self.batch, num_samples, layout, fold=layout.fold_model, values=values)
-        return per_datum(sites, layout, num_samples, self.num_data, layout.fold_model)
+        sites = self.model_sites(values, num_samples)
+        return per_datum(sites, self.layout, num_samples, self.num_data, self.layout.fold_model)
 
     def log_weights(self, num_samples: int) -> torch.Tensor:
         """log p(x, z_k) − log q(z_k | x) of fresh draws, (K, N)."""
@@ -149,14 +170,18 @@ def per_datum(
     """Σ over sites and inner plates of log p, shape (K, N)."""
     total: Any = 0.0
     for site in sites.values():
-        term = log_prob(site)
-        if fold:
-            term = unfold(term, layout, 0, num_samples)
-        term = term.expand(torch.broadcast_shapes(term.shape, (1,) * -layout.particle_dim))
-        keep = {term.dim() + layout.particle_dim, term.dim() + layout.plate.dim}
-        inner = [d for d in range(term.dim()) if d not in keep]
-        total = total + (term.sum(inner) if inner else term)
+        total = total + summed(log_prob(site), layout, num_samples, num_data, fold)
     return total.expand(num_samples, num_data)
+
+
+def summed(term: torch.Tensor, layout: Layout, num_samples: int, num_data: int, fold: bool) -> torch.Tensor:
+    """A site's term, one number per draw, datum and inner plate, summed over inner plates to (K, N)."""
+    if fold:
+        term = unfold(term, layout, 0, num_samples)
+    term = term.expand(torch.broadcast_shapes(term.shape, (1,) * -layout.particle_dim))
+    keep = {term.dim() + layout.particle_dim, term.dim() + layout.plate.dim}
+    inner = [d for d in range(term.dim()) if d not in keep]
+    return (term.sum(inner) if inner else term).expand(num_samples, num_data)
 
 
 def _fold(value: torch.Tensor, layout: Layout, event_dim: int) -> torch.Tensor:
@@ -180,11 +205,22 @@ def find_layout(pair: ModelAndGuide, batch: Batch) -> Layout:
         InputError: if a random site lies outside the plate over the data, or neither way works.
     """
     few = tuple(t[:3] for t in batch)
-    guide_trace, model_trace = trace_pair(pair, few)
-    plate = data_plate(model_trace, len(few[0]))
+    layout = traced_layout(*trace_pair(pair, few), len(few[0]))
+    if not layout.one_site:
+        layout = _first_that_agrees(_guide_agrees, pair, few, layout, "fold_guide")
+    return _first_that_agrees(_model_agrees, pair, few, layout, "fold_model")
+
+
+def traced_layout(guide_trace: poutine.Trace, model_trace: poutine.Trace, num_data: int) -> Layout:
+    """What two traces of N data say of plates and events, before particles are tried.
+
+    Raises:
+        InputError: if a random site lies outside the plate over the data.
+    """
+    plate = data_plate(model_trace, num_data)
     stray = outside(model_trace, plate) + outside(guide_trace, plate)
     if plate is None or stray:
-        raise InputError(_why_no_plate(model_trace, sorted(set(stray)), len(few[0])))
+        raise InputError(_why_no_plate(model_trace, sorted(set(stray)), num_data))
     latents = sample_sites(guide_trace, observed=False)
     frames = [
         f
@@ -193,15 +229,12 @@ def find_layout(pair: ModelAndGuide, batch: Batch) -> Layout:
         if s["type"] == "sample"
         for f in plates_of(s).values()
     ]
-    layout = Layout(
+    return Layout(
         plate=plate,
         particle_dim=min(frame.dim for frame in frames) - 1,
         event_dims={name: site["fn"].event_dim for name, site in latents.items()},
         one_site=len(latents) == 1,
     )
-    if not layout.one_site:
-        layout = _first_that_agrees(_guide_agrees, pair, few, layout, "fold_guide")
-    return _first_that_agrees(_model_agrees, pair, few, layout, "fold_model")
 
 
 def _why_no_plate(model_trace: poutine.Trace, stray: list[str], size: int) -> str:

@@ -164,10 +164,11 @@ _IN_PLACE = {
 
 
 def vectorise_logs(graph: fx.GraphModule) -> None:
-    """Writes softplus, log-sigmoid, the Bernoulli's cross-entropy and log1p in exp and log, for which CPUs have vector code.
+    """Writes softplus, log-sigmoid, the Bernoulli's cross-entropy and log1p in exp and log, which CPUs have vector code for.
 
-    On processors without AVX-512, the log1p of torch and of Inductor takes up to ten times as long. With u = 1 + y rounded, log1p(y) = y · log(u) / (u − 1)
-    makes good the rounding of u (Goldberg 1991, theorem 4), so that no accuracy is lost, near zero least of all.
+    On processors without AVX-512, the log1p of torch and of Inductor takes up to ten times as long. With u = 1 + y
+    rounded, log1p(y) = y · log(u) / (u − 1) makes good the rounding of u (Goldberg 1991, theorem 4), so that no accuracy
+    is lost, near zero least of all.
     """
     g = graph.graph
     for node in list(g.nodes):

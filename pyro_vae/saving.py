@@ -22,6 +22,7 @@ from pyro_vae.component import Component
 from pyro_vae.files import replacing, write_text
 from pyro_vae.models.base import ComposedPair
 from pyro_vae.networks import Wrapped
+from pyro_vae.objectives.base import Objective
 from pyro_vae.pair import as_pair, modules, registered
 
 CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
@@ -44,6 +45,8 @@ def spec(thing: Any) -> Any:
         return [spec(value) for value in thing]
     if thing is None or isinstance(thing, (bool, int, float, str)):
         return thing
+    if inspect.isfunction(thing):
+        return {"class_path": f"{thing.__module__}.{thing.__qualname__}", "init_args": GIVEN}
     if isinstance(thing, Mapping):
         return {str(key): spec(value) for key, value in thing.items()}
     raise InputError(f"{thing!r} can't be written into a config; components take numbers, words, lists and components.")
@@ -115,8 +118,8 @@ def _named_class(path: Any, allow: Sequence[str], name: str) -> type:
         cls = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise InputError(f"{name}: the config names {path}, which can't be imported: {error}.") from error
-    if not isinstance(cls, type) or not issubclass(cls, (ComposedPair, nn.Module)):
-        raise InputError(f"{name}: {path} is neither a pair nor a component.")
+    if not isinstance(cls, type) or not issubclass(cls, (ComposedPair, nn.Module, Objective)):
+        raise InputError(f"{name}: {path} is neither a pair, nor a component, nor an objective.")
     return cls
 
 

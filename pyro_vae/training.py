@@ -301,6 +301,8 @@ class Trainer:
         if self.settings.batch_size % self.accelerator.num_processes:
             processes = self.accelerator.num_processes
             raise InputError(f"batch_size={self.settings.batch_size} must be a multiple of the {processes} processes.")
+        everything = [self.objective, *(part for module in modules(self.pair) for part in module.modules())]
+        self.followers = [thing for thing in everything if callable(getattr(thing, "progress", None))]
         self.step = self._captured(first)
         self.optimizer = _optimizer(optimizer, list(self.moved.values()), self.settings.lr)
         self.base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -396,7 +398,7 @@ class Trainer:
             norm = self._whole_epoch(epoch, total, bar)
         else:
             for step, (index, batch, weight) in enumerate(self._batches(epoch)):
-                self._set_lr((epoch - 1 + seen / len(self.examples)) / self.settings.epochs)
+                self._progress((epoch - 1 + seen / len(self.examples)) / self.settings.epochs)
                 if epoch == 1 and self.check is not None:
                     self.check(*batch)
                 # The first step is validated if the user has not switched that off; later ones save its time.
@@ -430,7 +432,7 @@ class Trainer:
         seen, order = 0, self._order(epoch)
         there = order.to(self.device, non_blocking=True)
         for index in there.split(self.settings.batch_size):
-            self._set_lr((epoch - 1 + seen / len(self.examples)) / self.settings.epochs)
+            self._progress((epoch - 1 + seen / len(self.examples)) / self.settings.epochs)
             if len(index) == self.settings.batch_size:
                 self.whole(index)
             else:
@@ -501,7 +503,10 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.order_seed * 1_000_003 + epoch)
         return torch.randperm(len(self.examples), generator=generator)
 
-    def _set_lr(self, done: float) -> None:
+    def _progress(self, done: float) -> None:
+        """Tells whatever follows a schedule (the learning rate, objectives, components) how much of the run is behind."""
+        for follower in self.followers:
+            follower.progress(done)
         factor = self.settings.lr_factor(done)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             if isinstance(group["lr"], torch.Tensor):

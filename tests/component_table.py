@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import torch
 
-from pyro_vae import VAE, guides, likelihoods, networks, priors
+from pyro_vae import VAE, guides, likelihoods, networks, objectives, priors
 from pyro_vae.component import Component
 
 
@@ -15,28 +19,64 @@ def leaves(base: type[Component]) -> list[type[Component]]:
     found = []
     for cls in base.__subclasses__():
         found += leaves(cls) if cls.__subclasses__() else []
-        if cls.__module__.startswith("pyro_vae."):
+        if cls.__module__.startswith("pyro_vae.") and not inspect.isabstract(cls):
             found.append(cls)
     return sorted(set(found), key=lambda cls: cls.__name__)
 
 
 PRIORS, LIKELIHOODS, GUIDES = leaves(priors.Prior), leaves(likelihoods.Likelihood), leaves(guides.Guide)
+OBJECTIVES = [cls for cls in leaves(objectives.Objective) if not cls.__name__.startswith("_")]
 NETWORKS = [cls for cls in leaves(networks.Network) if cls is not networks.Wrapped]
+
+
+def chain() -> None:
+    """A structured prior of two sites, one of which depends on the other."""
+    cause = pyro.sample("cause", dist.Normal(0.0, 1.0))
+    pyro.sample("effect", dist.Normal(0.5 * cause.unsqueeze(-1), torch.ones(1)).to_event(1))
+
 
 # What the tests pass where a default is too large to be quick; a new component needs no entry.
 SMALL: dict[type, dict[str, Any]] = {
     priors.Mixture: {"components": 3},
     priors.Vamp: {"pseudo_inputs": 4},
+    priors.Flow: {"hidden": [8]},
+    priors.Autoregressive: {"components": 2, "hidden": [8]},
+    priors.Categorical: {"categories": 2},
+    priors.Program: {"program": chain},
+    guides.InverseAutoregressive: {"hidden": [8], "context": 3},
+    guides.Spline: {"hidden": [8], "context": 3},
+    guides.RelaxedCategorical: {"categories": 2},
+    guides.PerDatum: {"steps": 3},
+    guides.SemiAmortized: {"steps": 2},
     likelihoods.Categorical: {"categories": 3},
     likelihoods.Binomial: {"total_count": 4},
+    likelihoods.DiscretizedLogistic: {"levels": 8},
+    likelihoods.DiscretizedLogisticMixture: {"components": 2, "levels": 8},
     networks.MLP: {"hidden": [7]},
     networks.ConvEncoder: {"channels": [3, 4]},
     networks.ConvDecoder: {"channels": [4, 3]},
+    networks.GatedMLP: {"hidden": [7]},
+    networks.GatedConvEncoder: {"channels": [3, 4]},
+    networks.GatedConvDecoder: {"channels": [4, 3]},
+    networks.ResNetEncoder: {"channels": [3, 4], "blocks": 1},
+    networks.ResNetDecoder: {"channels": [4, 3], "blocks": 1},
+    networks.PixelCNN: {"planes": 3, "depth": 2, "kernel": 3, "decoder_channels": [3]},
+    networks.DeepSets: {"hidden": [6], "readout": [5]},
 }
 # Further ways of a component that are worth their own row.
 VARIANTS: dict[type, list[dict[str, Any]]] = {
-    likelihoods.Normal: [{"scale": 0.5}, {"scale": "shared"}, {"scale": "per datum"}],
+    priors.Flow: [{"kind": kind, "hidden": [8]} for kind in ("coupling", "autoregressive", "spline")],
+    guides.Mixture: [{"stratified": True}, {"stratified": False}],
+    guides.RelaxedCategorical: [{"categories": 2}, {"categories": 2, "hard": True}],
+    likelihoods.Normal: [{"scale": 0.5}, {"scale": "shared"}, {"scale": "per value"}, {"scale": "per datum"}],
+    likelihoods.NegativeBinomial: [{"inverse_dispersion": 2.0}, {"inverse_dispersion": "per value"}],
     likelihoods.Bernoulli: [{}, {"relaxed": True}],
+    networks.MLP: [{"hidden": [7]}]
+    + [{"hidden": [7, 7], "residual": True, "norm": norm, "dropout": 0.2} for norm in ("batch", "layer")],
+    networks.ConvEncoder: [{"channels": [3, 4]}, {"channels": [3, 4], "norm": "batch"}],
+    networks.ConvDecoder: [{"channels": [4, 3]}, {"channels": [4, 3], "norm": "batch"}],
+    networks.ResNetEncoder: [{"channels": [3, 4], "blocks": 2, "norm": norm} for norm in ("layer", "batch")],
+    networks.ResNetDecoder: [{"channels": [4, 3], "blocks": 2, "norm": norm} for norm in ("layer", "batch")],
 }
 
 
@@ -52,13 +92,29 @@ def variants(classes: list[type[Component]]) -> list[Component]:
 
 def fresh(component: Component) -> Component:
     """An unbuilt twin."""
-    return type(component)(**component.arguments())
+    return copy.deepcopy(component)
 
 
 def vae(event_shape=(4,), latent_dim=2, **components: Any) -> VAE:
     """A small VAE."""
-    parts = {"encoder": networks.MLP([5]), "decoder": networks.MLP([5]), **components}
+    parts = {"decoder": networks.MLP([5]), **components}
+    if getattr(components.get("guide"), "amortized", True):
+        parts = {"encoder": networks.MLP([5]), **parts}
     return VAE(event_shape=event_shape, latent_dim=latent_dim, **parts)
+
+
+def prior_for(guide: guides.Guide) -> priors.Prior:
+    """One that lives where the guide does."""
+    if guide.space.startswith("one-hot"):
+        return priors.Categorical(int(guide.space.split()[-1]))
+    return {"real": priors.StandardNormal, "simplex": priors.LogisticNormal, "sphere": priors.Spherical}[guide.space]()
+
+
+def guide_for(prior: priors.Prior) -> guides.Guide:
+    """One that lives where the prior does."""
+    if prior.space.startswith("one-hot"):
+        return guides.RelaxedCategorical(int(prior.space.split()[-1]))
+    return {"simplex": guides.LogisticNormal, "sphere": guides.Spherical}.get(prior.space, guides.MeanField)()
 
 
 def data_for(likelihood: likelihoods.Likelihood, size: int, event_shape: tuple[int, ...]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from pyro_vae.guides import Guide, MeanField
 from pyro_vae.likelihoods import Bernoulli, Likelihood
 from pyro_vae.models.base import ComposedPair
 from pyro_vae.networks import MLP, Network, as_network
-from pyro_vae.priors import Prior, StandardNormal
+from pyro_vae.priors import Prior, StandardNormal, Vamp
 
 
 class VAE(ComposedPair):
@@ -52,20 +53,34 @@ class VAE(ComposedPair):
         likelihood = self.place(likelihood or Bernoulli(), Likelihood, "likelihood")
         posterior = self.place(guide or MeanField(), Guide, "guide")
         prior = self.place(prior or StandardNormal(), Prior, "prior")
-        encoder = self.place(as_network(encoder or MLP()), Network, "encoder")
         decoder = self.place(as_network(decoder or MLP()), Network, "decoder")
+        if posterior.amortized:
+            encoder = self.place(as_network(encoder or MLP()), Network, "encoder")
+        elif encoder is not None:
+            raise InputError(
+                f"encoder={encoder!r} has nothing to do: guide={posterior!r} seeks its params for each datum."
+            )
         if encoder is decoder:
             raise InputError("encoder and decoder are one instance; give each place its own.")
+        refuse_strangers(prior, posterior)
 
         self.likelihood = likelihood.build(event_shape=self.event_shape)
         self.posterior = posterior.build(latent_shape=latent_shape)
-        self.encoder = encoder.build(in_shape=likelihood.input_shape, out_shape=posterior.params_shape)
-        self.decoder = decoder.build(in_shape=latent_shape, out_shape=likelihood.params_shape)
+        if encoder is not None:
+            encoder = encoder.build(in_shape=likelihood.input_shape, out_shape=posterior.params_shape)
+        self.encoder = encoder
+        self.decoder = decoder.build(
+            in_shape=latent_shape,
+            out_shape=likelihood.params_shape,
+            event_shape=likelihood.event_shape,
+            input_shape=likelihood.input_shape,
+        )
         self.prior = prior.build(
             latent_shape=latent_shape,
             input_shape=likelihood.input_shape,
             pseudo_input=self.likelihood.pseudo_input,
             posterior=self.encode_input,
+            relaxation=self.posterior.relaxation,
         )
 
     def model(self, x: torch.Tensor) -> None:
@@ -73,17 +88,38 @@ class VAE(ComposedPair):
         pyro.module(self.name, self)
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", self.prior())
-            pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+            pyro.sample("x", self.decoder.distribution(z, self.likelihood), obs=x)
 
     def guide(self, x: torch.Tensor) -> None:
         """q(z | x)."""
         pyro.module(self.name, self)
         with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", self.encode_input(self.likelihood.as_input(x)))
+            params = self.params_of(self.likelihood.as_input(x))
+            pyro.sample("z", self.posterior.refine(params, functools.partial(self.log_joint, x)))
+
+    def params_of(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What the encoder says of what it reads, (..., *params_shape); zeros where no encoder is wanted."""
+        if self.encoder is not None:
+            return self.encoder(inputs)
+        leading = inputs.shape[: inputs.dim() - len(self.likelihood.input_shape)]
+        return inputs.new_zeros(*leading, *self.posterior.params_shape, dtype=self.posterior.zero.dtype)
 
     def encode_input(self, inputs: torch.Tensor) -> TorchDistribution:
-        """q(z | x) where `inputs` is what the encoder reads of x, shape (..., *input_shape)."""
-        return self.posterior(self.encoder(inputs))
+        """q(z | x) as the encoder alone sets it; `inputs` is what it reads of x, shape (..., *input_shape)."""
+        return self.posterior(self.params_of(inputs))
+
+    def log_joint(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """log p(x, z) in nats, (..., N), for x of shape (N, *event_shape) and z of shape (..., N, latent_dim)."""
+        return self.prior().log_prob(z) + self.decoder.distribution(z, self.likelihood).log_prob(x)
+
+    def start_at(self, mean: torch.Tensor) -> bool:
+        """Sets the decoder's output biases so that the likelihood starts at the data's mean, if both can say how.
+
+        Args:
+            mean: of the data, shape `event_shape`.
+        """
+        bias = self.likelihood.start(mean)
+        return bias is not None and self.decoder.start_output(bias)
 
     def check(self, x: torch.Tensor, *further: torch.Tensor) -> None:
         if further:
@@ -97,3 +133,44 @@ class VAE(ComposedPair):
     def arguments(self) -> dict[str, Any]:
         names = ("event_shape", "latent_dim", "prior", "likelihood", "encoder", "decoder")
         return {**{name: getattr(self, name) for name in names}, "guide": self.posterior}
+
+
+def refuse_strangers(prior: Prior, guide: Guide) -> None:
+    """Refuses a prior and a guide that live in different spaces, or a prior that asks of the guide what it can't give.
+
+    Raises:
+        InputError: naming what would fit.
+    """
+    if isinstance(prior, Vamp):
+        if not guide.evaluable:
+            raise InputError(
+                f"prior={prior!r} needs the guide's density at any z, which guide={guide!r} has at its own draws alone; use "
+                "guides.InverseAutoregressive() or guides.MeanField(), or priors.Mixture()."
+            )
+        if not guide.amortized:
+            raise InputError(
+                f"prior={prior!r} puts pseudo-inputs through the encoder, but guide={guide!r} has none; use "
+                "guides.SemiAmortized() or guides.MeanField(), or priors.Mixture()."
+            )
+    elif prior.space != guide.space:
+        raise InputError(
+            f"prior={prior!r} lives on {_SPACES.get(prior.space, prior.space)}, but guide={guide!r} on "
+            f"{_SPACES.get(guide.space, guide.space)}; use guides.{_example(prior.space)}, or priors.{_prior_for(guide)}."
+        )
+
+
+_SPACES = {"real": "all of R^D", "simplex": "the simplex", "sphere": "the unit sphere"}
+
+
+def _example(space: str) -> str:
+    """A guide for a space."""
+    if space.startswith("one-hot"):
+        return f"RelaxedCategorical(categories={space.split()[-1]})"
+    return {"real": "MeanField()", "simplex": "LogisticNormal()", "sphere": "Spherical()"}.get(space, "MeanField()")
+
+
+def _prior_for(guide: Guide) -> str:
+    """A prior for a guide's space."""
+    if guide.space.startswith("one-hot"):
+        return f"Categorical(categories={guide.space.split()[-1]})"
+    return {"real": "StandardNormal()", "simplex": "LogisticNormal()", "sphere": "Spherical()"}[guide.space]

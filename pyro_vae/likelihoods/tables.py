@@ -1,0 +1,102 @@
+"""The likelihood of a table: one of any kind per column, and missing values."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import nn
+
+from pyro_vae.checks import InputError
+from pyro_vae.distributions.rows import Row
+from pyro_vae.likelihoods.base import Likelihood
+from pyro_vae.likelihoods.continuous import Normal
+from pyro_vae.likelihoods.counts import Multinomial
+
+
+class Columns(Likelihood):
+    """p(x | z) = Π_{j there} p_j(x_j | z), one likelihood per column of a table (Nazabal et al. 2020, section 2).
+
+    NaN is a missing value, and has no factor in p(x | z). The encoder reads each column as its likelihood has it, 0
+    where it is missing, and after all columns one more per column that is 1 where it is missing.
+
+    Args:
+        columns: likelihoods of single numbers, such as [Normal(), Categorical(3), Poisson()]; none makes every column
+            Normal().
+    """
+
+    missing_allowed: bool = True
+
+    def __init__(self, columns: Sequence[Likelihood] = ()):
+        super().__init__()
+        for j, column in enumerate(columns):
+            if not isinstance(column, Likelihood) or isinstance(column, (Columns, Multinomial)) or column.built:
+                raise InputError(
+                    f"columns[{j}]={column!r} must be a likelihood of single numbers that is in no model yet."
+                )
+        self.columns = tuple(columns)
+
+    def setup(self) -> None:
+        columns = self.columns or (Normal(),) * self.event_shape[0]
+        if len(columns) != self.event_shape[0]:
+            raise InputError(
+                f"columns={list(columns)!r} are {len(columns)}, but event_shape={tuple(self.event_shape)}."
+            )
+        # Copies, so that the arguments stay a recipe from which further models can be built.
+        self.parts = nn.ModuleList(copy.deepcopy(column).build(event_shape=torch.Size([1])) for column in columns)
+        candidates = torch.tensor([0.0, 0.5, 1.0])
+        fillers = [candidates[part.support.check(candidates).long().argmax()] for part in self.parts]
+        self.register_buffer("fillers", torch.stack(fillers), persistent=False)
+
+    @property
+    def params_shape(self) -> torch.Size:
+        return torch.Size([sum(part.params_shape[0] for part in self.parts), *self.event_shape[1:]])
+
+    @property
+    def input_shape(self) -> torch.Size:
+        return torch.Size([sum(part.input_shape[0] + 1 for part in self.parts), *self.event_shape[1:]])
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.cat([part.support for part in self.parts], dim=-self.event_rank)
+
+    def refuse(self, x: torch.Tensor, index: tuple[int, ...]) -> None:
+        self.parts[index[1]].refuse(x, index)
+
+    def as_input(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.movedim(-self.event_rank, -1)
+        missing = x.isnan()
+        there = torch.where(missing, self.fillers, x)
+        each = enumerate(self.parts)
+        seen = [torch.where(missing[..., j : j + 1], 0.0, p.as_input(there[..., j : j + 1])) for j, p in each]
+        return torch.cat([*seen, missing.to(self.zero.dtype)], dim=-1).movedim(-1, -self.event_rank)
+
+    def pseudo_input(self, free: torch.Tensor) -> torch.Tensor:
+        sizes = [part.input_shape[0] for part in self.parts]
+        *columns, missing = free.movedim(-self.event_rank, -1).split([*sizes, len(sizes)], dim=-1)
+        squeezed = [part.pseudo_input(column) for part, column in zip(self.parts, columns, strict=True)]
+        return torch.cat([*squeezed, torch.sigmoid(missing)], dim=-1).movedim(-1, -self.event_rank)
+
+    def start(self, mean: torch.Tensor) -> torch.Tensor:
+        """As for any likelihood; params of columns that can't say, or whose mean is NaN, are 0."""
+        rows = mean.to(self.zero).movedim(0, -1).reshape(-1, len(self.parts))
+        return (
+            torch.stack(
+                [torch.cat([_start_or_zero(p, m[None]) for p, m in zip(self.parts, row, strict=True)]) for row in rows]
+            )
+            .movedim(-1, 0)
+            .reshape(self.params_shape)
+        )
+
+    def forward(self, params: torch.Tensor) -> TorchDistribution:
+        sizes = [part.params_shape[0] for part in self.parts]
+        pieces = params.movedim(-self.event_rank, -1).split(sizes, dim=-1)
+        columns = [part(piece) for part, piece in zip(self.parts, pieces, strict=True)]
+        return Row(columns, self.fillers, self.event_rank - 1)
+
+
+def _start_or_zero(part: Likelihood, mean: torch.Tensor) -> torch.Tensor:
+    params = part.start(mean) if mean.isfinite().all() else None
+    return part.zero.new_zeros(part.params_shape) if params is None else params

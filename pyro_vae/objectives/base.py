@@ -1,0 +1,431 @@
+"""What objectives share: Pyro's interface, layouts found once per pair, and each datum's weights and terms."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyro.infer
+import torch
+from pyro import poutine
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
+from pyro.infer.util import torch_item
+from pyro.util import warn_if_nan
+from torch.distributions import Independent
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+from pyro_vae.checks import InputError
+from pyro_vae.importance import Draws, Layout, Sites, Values, find_layout, summed, traced_layout
+from pyro_vae.pair import (
+    Batch,
+    Pair,
+    as_batch,
+    evaluating,
+    kept_random_state,
+    log_prob,
+    sample_sites,
+    trace_pair,
+)
+
+Program = Callable[..., Any]
+
+
+class Objective(pyro.infer.ELBO):
+    """A loss of any pair, in Pyro's convention: summed over the batch, lower is better, in nats.
+
+    Constructor arguments are hyper-parameters, stored under their own names.
+
+    Attributes:
+        is_bound: whether −loss per datum is, in expectation, at most log p(x).
+        reparameterised: whether every latent must have a differentiable draw.
+    """
+
+    is_bound: bool = False
+    reparameterised: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments by name."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def __repr__(self) -> str:
+        defaults = {n: p.default for n, p in inspect.signature(type(self)).parameters.items()}
+        said = [f"{n}={v!r}" for n, v in self.arguments().items() if v is not defaults[n] and v != defaults[n]]
+        return f"{type(self).__name__}({', '.join(said)})"
+
+    @property
+    def final_weight(self) -> float:
+        """What the annealed terms are weighted by when the run ends; 1 where nothing is annealed."""
+        return 1.0
+
+    def progress(self, done: float) -> None:
+        """Tells the fraction of the run that is done, from 0 to 1; only schedules listen."""
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The loss, with a graph whose gradient estimates the objective's."""
+        raise NotImplementedError(f"{type(self).__name__} must define differentiable_loss().")
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number."""
+        with torch.no_grad():
+            loss = torch_item(self.differentiable_loss(model, guide, *args, **kwargs))
+        warn_if_nan(loss, "loss")
+        return loss
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number; its gradients are added to the parameters' `.grad`."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        loss = torch_item(loss)
+        warn_if_nan(loss, "loss")
+        return loss
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        guide_trace, model_trace = trace_pair(Pair(model, guide), args)
+        return model_trace, guide_trace
+
+    # --- what is found once per pair ----------------------------------------------------------------------------------
+
+    def once(self, model: Program, guide: Program, key: Any, find: Callable[[], Any]) -> Any:
+        """What `find` says of a pair, asked once, outside any capture; it leaves no mark on the random state."""
+        (owner, name), (other, other_name) = _owner(model), _owner(guide)
+        key = (key, name, other_name)
+        known = vars(self).setdefault("_known", weakref.WeakKeyDictionary())
+        try:
+            kept = known.setdefault(owner, weakref.WeakKeyDictionary()).setdefault(other, {})
+        except TypeError:  # programs that can't be weakly referenced
+            kept = {}
+        if key not in kept:
+            with outside_capture():
+                kept[key] = find()
+        return kept[key]
+
+    def layout(self, model: Program, guide: Program, batch: Batch) -> Layout:
+        """How particles are laid over this pair.
+
+        Raises:
+            InputError: if a site lies outside the plate over the data, or a latent must be reparameterised and isn't.
+        """
+        pair = Pair(unwrapped(model), unwrapped(guide))
+
+        def find() -> Layout:
+            with evaluating(pair), kept_random_state(batch[0].device):
+                self.check_latents(sample_sites(poutine.trace(pair.guide).get_trace(*batch), observed=False))
+                return find_layout(pair, batch)
+
+        return self.once(model, guide, min(len(batch[0]), 3), find)
+
+    def check_latents(self, latents: Sites) -> None:
+        """Refuses what this objective has no gradient for, by name."""
+        for name, site in latents.items() if self.reparameterised else ():
+            if not site["fn"].has_rsample:
+                raise InputError(
+                    f"{self!r} needs draws that can be differentiated, but the guide samples {name!r} from "
+                    f"{family(site['fn'])}; use objectives.VIMCO, ReweightedWakeSleep or EnumeratedELBO."
+                )
+
+    def weights(
+        self, model: Program, guide: Program, batch: Batch, num_samples: int, leaves: Leaves = "none"
+    ) -> Weights:
+        """K draws for each of N data, with their densities.
+
+        Args:
+            leaves: which programs see the draws as constants of their own, cut off from the guide.
+        """
+        layout = self.layout(model, guide, batch)
+        draws = Draws(Pair(model, guide), batch, layout)
+        drawn, sites = draws.sample(num_samples)
+        at = drawn
+        if leaves != "none":
+            at = {n: v.detach().requires_grad_() if v.requires_grad else v for n, v in drawn.items()}
+        size = (layout, num_samples, len(batch[0]))
+        of_model = draws.model_sites(at, num_samples)
+        scale = scale_of(next(s for n, s in of_model.items() if n not in at), *size, layout.fold_model)
+        log_p, _ = scored(of_model, *size, layout.fold_model, scale)
+        try:
+            if leaves == "both" and any(value.requires_grad for value in drawn.values()):
+                sites = draws.guide_sites(at, sites, num_samples)
+            log_q, score = scored(sites, *size, draws.fold_guide, scale)
+        except (NotImplementedError, KeyError) as error:
+            names = ", ".join(f"{n!r} ({family(s['fn'])})" for n, s in sites.items())
+            raise InputError(
+                f"{self!r} needs log q at given values, which the guide's {names} can't say, for want of an inverse; "
+                "use objectives.ELBO or IWAE, which need it at its own draws only."
+            ) from error
+        return Weights(drawn, at, log_p, log_q, score, scale)
+
+    def terms(self, model: Program, guide: Program, batch: Batch) -> Terms:
+        """One draw for each of N data, with the reconstruction and the KL apart."""
+        guide_trace, model_trace = trace_pair(Pair(model, guide), batch)
+        layout = traced_layout(guide_trace, model_trace, len(batch[0]))
+        latents = sample_sites(guide_trace, observed=False)
+        self.check_latents(latents)
+        size = (layout, 1, len(batch[0]))
+        observed = sample_sites(model_trace, observed=True)
+        scale = scale_of(next(iter(observed.values())), *size, False)
+        prior = sample_sites(model_trace, observed=False)
+        return Terms(latents, prior, scored(observed, *size, False, scale)[0][0], scale, layout)
+
+
+class Schedule:
+    """Something in an objective that follows the run; the fraction done lies in a tensor, so that a graph can read it.
+
+    Attributes:
+        done: the fraction of the run that is done, a 0-d tensor that `progress` fills in place.
+    """
+
+    def start_schedule(self) -> None:
+        """Makes the tensor; to be called by the constructor."""
+        self.done = torch.zeros(())
+        self._elsewhere: dict[torch.device, torch.Tensor] = {}  # copies of it by device
+
+    def weight_at(self, done: torch.Tensor) -> torch.Tensor:
+        """The weight when the fraction `done` of the run is done, both 0-d."""
+        raise NotImplementedError(f"{type(self).__name__} must define weight_at(done).")
+
+    def weight_on(self, device: torch.device) -> torch.Tensor:
+        """The weight now, on a device."""
+        done = self.done
+        if device != done.device:
+            if device not in self._elsewhere:
+                with outside_capture():
+                    self._elsewhere[device] = done.to(device)
+            done = self._elsewhere[device]
+        return self.weight_at(done)
+
+    @property
+    def final_weight(self) -> float:
+        """The weight when the run ends."""
+        return float(self.weight_at(torch.ones_like(self.done)))
+
+    def progress(self, done: float) -> None:
+        """Tells the fraction of the run that is done, from 0 to 1."""
+        for tensor in (self.done, *self._elsewhere.values()):
+            tensor.fill_(done)
+
+
+# --- programs -----------------------------------------------------------------------------------------------------------
+
+
+class Handled:
+    """A program run under a handler."""
+
+    def __init__(self, program: Program, handler: Any):
+        self.program, self.handler = program, handler
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.handler:
+            return self.program(*args, **kwargs)
+
+
+def unwrapped(program: Program) -> Program:
+    """The program inside `Handled`."""
+    while isinstance(program, Handled):
+        program = program.program
+    return program
+
+
+def _owner(program: Program) -> tuple[Any, str]:
+    """What lives as long as the program does, and which of its programs this is; a bound method is made anew each time."""
+    program = unwrapped(program)
+    if isinstance(program, types.MethodType):
+        return program.__self__, program.__func__.__qualname__
+    return program, ""
+
+
+@contextlib.contextmanager
+def outside_capture() -> Iterator[None]:
+    """Within, nothing is recorded by a capture that is under way, and tensors may be asked for their values."""
+    with disable_proxy_modes_tracing(), torch._C.DisableTorchFunction(), torch.no_grad():
+        yield
+
+
+def positional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
+    """The batch that an objective is called with."""
+    if kwargs:
+        raise InputError(f"Batches are passed by position here, but {', '.join(kwargs)} came by name.")
+    return as_batch(args)
+
+
+def not_negative(name: str, value: Any) -> float:
+    """`value` as a finite float of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise InputError(f"{name}={value!r} must be a number of at least 0.")
+    return float(value)
+
+
+def family(fn: Any) -> str:
+    """A distribution's name, without what wraps it."""
+    while isinstance(fn, (Independent, ExpandedDistribution, MaskedDistribution)):
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+# --- scales -------------------------------------------------------------------------------------------------------------
+
+Scale = float | torch.Tensor
+
+
+def scale_of(site: dict[str, Any], layout: Layout, num_samples: int, num_data: int, fold: bool) -> Scale:
+    """The factor that plates and `poutine.scale` put on a site: a number, or one per datum, (N,)."""
+    scale = site["scale"]
+    if not isinstance(scale, torch.Tensor) or not scale.dim():
+        return scale
+    if scale.numel() == 1:
+        return scale.reshape(())
+    each = summed(scale, layout, num_samples, num_data, fold)[0]
+    if scale.numel() not in (num_data, num_data * num_samples):
+        raise InputError(
+            f"The site {site['name']!r} has a scale of shape {tuple(scale.shape)}, which varies within a datum; "
+            "a bound per datum has one factor a datum."
+        )
+    return each
+
+
+def relative(scale: Scale, base: Scale) -> Scale:
+    """scale / base, 1 where both are 0."""
+    if scale is base:
+        return 1.0
+    if not isinstance(base, torch.Tensor):
+        return scale / base
+    off = base == 0
+    return torch.where(off, torch.ones_like(base), scale / torch.where(off, torch.ones_like(base), base))
+
+
+def scored(
+    sites: Sites, layout: Layout, num_samples: int, num_data: int, fold: bool, base: Scale = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Σ over sites of log p, (K, N): each site tempered by what its scale is beside `base`, and as it is.
+
+    The scale that all sites share is left to be multiplied outside; a factor on the latents alone, as β is, belongs to
+    their terms. Where nothing is tempered, both are one tensor.
+    """
+    tempered: Any = 0.0
+    plain: Any = 0.0
+    same = True
+    for site in sites.values():
+        term = summed(log_prob(site), layout, num_samples, num_data, fold)
+        power = relative(scale_of(site, layout, num_samples, num_data, fold), base)
+        plain = plain + term
+        if isinstance(power, torch.Tensor) or power != 1:
+            term, same = power * term, False
+        tempered = tempered + term
+    return (plain, plain) if same else (tempered, plain)
+
+
+# --- weights and terms --------------------------------------------------------------------------------------------------
+
+Leaves = Literal["none", "model", "both"]
+
+
+@dataclass
+class Weights:
+    """K draws for N data.
+
+    Attributes:
+        drawn: the latents as drawn, with the graph into the guide, (K, ..., N, *event).
+        at: the same numbers, at which the densities are taken; leaves of their own if so asked.
+        log_p, log_q: log p(x, z) and log q(z | x) in nats, (K, N), latents tempered by the factors on them alone.
+        score: log q(z | x) itself, (K, N); `log_q` where nothing is tempered.
+        scale: what plates and `poutine.scale` multiply each datum's bound by.
+    """
+
+    drawn: Values
+    at: Values
+    log_p: torch.Tensor
+    log_q: torch.Tensor
+    score: torch.Tensor
+    scale: Scale
+
+    @property
+    def log_w(self) -> torch.Tensor:
+        """log p − log q, (K, N)."""
+        return self.log_p - self.log_q
+
+    def total(self, per_datum: torch.Tensor) -> torch.Tensor:
+        """Σ_n scale_n · value_n, over all else too."""
+        return (self.scale * per_datum).sum()
+
+    def path(self, weighted: torch.Tensor) -> torch.Tensor:
+        """A surrogate whose gradient is that of `weighted` by way of the draws alone.
+
+        Args:
+            weighted: Σ over draws of weights · log-densities taken at the leaves, (N,) or (K, N).
+        """
+        leaves = [name for name, value in self.at.items() if value is not self.drawn[name]]
+        if not leaves or not weighted.requires_grad:
+            return torch.zeros_like(weighted).sum()
+        wanted = [self.at[name] for name in leaves]
+        slopes = torch.autograd.grad(self.total(weighted), wanted, retain_graph=True, allow_unused=True)
+        moved = zip(leaves, slopes, strict=True)
+        return sum((s.detach() * self.drawn[n]).sum() for n, s in moved if s is not None)
+
+
+@dataclass
+class Terms:
+    """One draw for N data, by term.
+
+    Attributes:
+        guide, model: the latents' sites in the guide and in the model.
+        reconstruction: log p(x | z), (N,).
+        scale: what plates and `poutine.scale` multiply each datum by.
+    """
+
+    guide: Sites
+    model: Sites
+    reconstruction: torch.Tensor
+    scale: Scale
+    layout: Layout
+
+    @property
+    def num_data(self) -> int:
+        """N."""
+        return len(self.reconstruction)
+
+    @property
+    def count(self) -> torch.Tensor:
+        """Σ_n scale_n: how many data the batch stands for."""
+        return (self.scale * torch.ones_like(self.reconstruction)).sum()
+
+    def total(self, per_datum: torch.Tensor) -> torch.Tensor:
+        """Σ_n scale_n · value_n."""
+        return (self.scale * per_datum).sum()
+
+    def power(self, name: str) -> Scale:
+        """What a latent's scale is beside that of the data."""
+        return relative(scale_of(self.guide[name], self.layout, 1, self.num_data, False), self.scale)
+
+    def per_datum(self, term: torch.Tensor) -> torch.Tensor:
+        """A site's term summed over inner plates, (N,)."""
+        return summed(term, self.layout, 1, self.num_data, False)[0]
+
+    @property
+    def in_order(self) -> bool:
+        """Whether model and guide draw their latents in one order, so that a KL can be taken site by site."""
+        return [name for name in self.guide if name in self.model] == list(self.model)
+
+    def kl(self, name: str) -> torch.Tensor:
+        """KL(q ‖ p) of one site in nats, (N,): closed form where torch knows it, else log q − log p at the draw."""
+        site, prior = self.guide[name], self.model.get(name)
+        if prior is None:  # an auxiliary variable of the guide
+            return self.per_datum(log_prob(site))
+        if self.in_order:
+            with contextlib.suppress(NotImplementedError):
+                return self.per_datum(masked(torch.distributions.kl_divergence(site["fn"], prior["fn"]), site["mask"]))
+        return self.per_datum(log_prob(site)) - self.per_datum(log_prob(prior))
+
+
+def masked(term: torch.Tensor, mask: Any, event_dim: int = 0) -> torch.Tensor:
+    """`term` (*batch, *event) where a mask over the batch holds, zero elsewhere."""
+    if mask is None or mask is True:
+        return term
+    if mask is False:
+        return torch.zeros_like(term)
+    mask = mask.reshape(mask.shape + (1,) * event_dim)
+    return torch.where(mask, term, torch.zeros_like(term))
