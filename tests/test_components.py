@@ -13,7 +13,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
-from pyro_vae import VAE, generate, guides, likelihoods, log_likelihood, networks, priors, reconstruct
+from pyro_vae import VAE, generate, guides, likelihoods, log_likelihood, networks, objectives, priors, reconstruct
 from pyro_vae import svi as compiled
 from pyro_vae.checks import InputError
 from pyro_vae.saving import build, spec
@@ -21,6 +21,7 @@ from tests.component_table import (
     GUIDES,
     LIKELIHOODS,
     NETWORKS,
+    OBJECTIVES,
     PRIORS,
     chain,
     data_for,
@@ -58,6 +59,46 @@ def test_every_prior_with_every_guide(prior, guide):
         return
     with pytest.raises(InputError, match=r"; use guides\.\w+\(.*\).*, or priors\.\w+\(.*\)"):
         make()
+
+
+NO_DENSITY = ("Planar", "Hamiltonian")  # but at their own draws
+
+
+def refused(objective: objectives.Objective, guide: guides.Guide) -> bool:
+    """Whether an objective has no use for a guide, by what each says of itself."""
+    name, family = type(objective).__name__, type(guide).__name__
+    relaxes = family == "RelaxedCategorical"
+    if objective.reparameterised and relaxes and guide.hard:
+        return name != "MeanFieldELBO" or guide.hard
+    if name in ("DReG", "StickingTheLanding", "ReweightedWakeSleep", "VIMCO"):
+        return family in NO_DENSITY
+    if name == "MeanFieldELBO":  # a KL that torch knows
+        return family not in ("MeanField", "SemiAmortized", "PerDatum", "Spherical")
+    if name == "BetaTC":  # dimensions one by one
+        return family not in ("MeanField", "SemiAmortized", "PerDatum")
+    return False
+
+
+@pytest.mark.parametrize("guide", variants(GUIDES), ids=repr)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda cls: cls.__name__)
+def test_every_objective_with_every_guide(objective, guide):
+    """Three steps to a finite loss, with a gradient for all; what has no gradient or density to offer is refused."""
+    made = objective(nats=0.01) if objective is objectives.FreeBits else objective()
+    pair, x = vae(prior=prior_for(guide), guide=fresh(guide)), torch.rand(6, 4).round()
+    svi = SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 1e-3}), made)
+    if refused(made, guide):
+        with pytest.raises(InputError, match=r"use (objectives|guides)\.\w+.* (or|and) \w+"):
+            svi.step(x)
+        return
+    made.progress(1.0)  # what is annealed has its full weight
+    losses = [svi.step(x) for _ in range(3)]
+    assert all(math.isfinite(loss) for loss in losses)
+    pair.zero_grad()
+    made.loss_and_grads(pair.model, pair.guide, x)
+    for name, parameter in pair.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert (parameter.grad != 0).any(), name
 
 
 @pytest.mark.parametrize("guide", variants(GUIDES), ids=repr)

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import pyro.infer
 import torch
-from pyro import poutine
 from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from pyro.infer.util import torch_item
 from pyro.util import warn_if_nan
@@ -110,13 +109,12 @@ class Objective(pyro.infer.ELBO):
         """How particles are laid over this pair.
 
         Raises:
-            InputError: if a site lies outside the plate over the data, or a latent must be reparameterised and isn't.
+            InputError: if a site lies outside the plate over the data.
         """
         pair = Pair(unwrapped(model), unwrapped(guide))
 
         def find() -> Layout:
             with evaluating(pair), kept_random_state(batch[0].device):
-                self.check_latents(sample_sites(poutine.trace(pair.guide).get_trace(*batch), observed=False))
                 return find_layout(pair, batch)
 
         return self.once(model, guide, min(len(batch[0]), 3), find)
@@ -141,6 +139,7 @@ class Objective(pyro.infer.ELBO):
         layout = self.layout(model, guide, batch)
         draws = Draws(Pair(model, guide), batch, layout)
         drawn, sites = draws.sample(num_samples)
+        self.check_latents({name: site for name, site in sites.items() if name in drawn})
         at = drawn
         if leaves != "none":
             at = {n: v.detach().requires_grad_() if v.requires_grad else v for n, v in drawn.items()}
