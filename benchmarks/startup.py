@@ -36,7 +36,7 @@ def run(options: Options) -> list[Row]:
     measured: dict[str, list[dict]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         turns = {name: lambda name=name: _turn(name, Path(folder), measured) for name in names}
-        interleave(turns, 1 if options.quick else 7)
+        interleave(turns, 1 if options.quick else options.rounds)
     made = []
     for stage in STAGES:
         figures = {name: [one[stage] for one in measured[name]] for name in names}
