@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pyro_vae.diagnostics import pareto_khat
     from pyro_vae.divergence import TrainingDiverged
     from pyro_vae.evaluation import elbo_terms, log_likelihood
+    from pyro_vae.ex_post import fit_prior
     from pyro_vae.importance import log_weights
     from pyro_vae.models import VAE
     from pyro_vae.pair import Pair
@@ -29,6 +30,7 @@ _HOMES = {
     "elbo_terms": "evaluation",
     "encode": "sampling",
     "fit": "training",
+    "fit_prior": "ex_post",
     "generate": "sampling",
     "load": "saving",
     "log_likelihood": "evaluation",

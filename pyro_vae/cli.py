@@ -1,4 +1,4 @@
-"""The command line: `pyro-vae train`, `evaluate` and `sample`.
+"""The command line: `pyro-vae train`, `grid`, `evaluate` and `sample`.
 
 Options of models and of `fit` are read off their signatures and docstrings by jsonargparse; torch is imported only
 once a command is chosen.
@@ -22,6 +22,7 @@ Variational autoencoders as Pyro model/guide pairs.
 commands:
   train         train a VAE, score the test set, write a run folder
                 (with no option: on 1,797 scanned digits that need no download)
+  grid FILE     train and score all combinations of a YAML file's lists, in one table
   evaluate RUN  score a run's test set again: log p(x), ELBO, diagnostics
   sample RUN    draw new data from a trained run
 
@@ -50,7 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(command: str, arguments: list[str]) -> int:
     """Runs a command; what the user got wrong becomes one message and status 2."""
-    commands: dict[str, Callable[[list[str]], None]] = {"train": train, "evaluate": evaluate, "sample": sample}
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": train,
+        "grid": grid,
+        "evaluate": evaluate,
+        "sample": sample,
+    }
     from pyro_vae.checks import InputError, nearest
     from pyro_vae.divergence import TrainingDiverged
 
@@ -285,6 +291,48 @@ def _default_folder(source: str, resume: bool) -> str:
     while Path(f"runs/{stem}-{number}").exists():
         number += 1
     return f"runs/{stem}-{max(1, number - 1) if resume else number}"
+
+
+# --- grid -------------------------------------------------------------------------------------------------------------
+
+
+def grid(arguments: list[str]) -> None:
+    """`pyro-vae grid`: every combination of the lists in a YAML file, trained, scored and put in one table."""
+    parser = _parser(
+        "grid",
+        "Trains and scores every combination of the lists in a YAML file of `pyro-vae train` options: a list multiplies, "
+        "unless the option takes one (hidden: [400]), where a list of lists does. Runs that are scored are not run again, "
+        "interrupted ones go on. Prints the table, best test log-likelihood first, and keeps it as grid.csv.",
+    )
+    parser.add_argument("experiment", type=str, help="YAML file, such as examples/grid.yaml")
+    parser.add_argument("--out", type=str, default=None, help="folder of the runs; grids/NAME by default")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    config = parser.parse_args(arguments)
+    import contextlib
+    import io
+
+    import yaml
+
+    from pyro_vae import grid as grids
+
+    try:
+        experiment = yaml.safe_load(Path(config.experiment).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CommandError(f"{config.experiment!r} can't be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise CommandError(f"{config.experiment} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(experiment, dict):
+        raise CommandError(f"{config.experiment} must hold options as 'name: value' lines.")
+    for _, one in grids.expanded(experiment):  # all are looked at before the first is trained
+        _train_parser().parse_args(["--config_text", yaml.safe_dump(one)])
+    out = Path(config.out or f"grids/{Path(config.experiment).stem}")
+    quiet = ["--quiet"] if config.quiet else []
+
+    def train_one(declared: Path, folder: Path, resume: bool) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            train(["--config", str(declared), "--out", str(folder), *quiet, *(["--resume"] if resume else [])])
+
+    print(f"{grids.table(grids.run(experiment, out, train_one))}\n\n{out / grids.TABLE}")
 
 
 # --- evaluate and sample ------------------------------------------------------------------------------------------------

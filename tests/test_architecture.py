@@ -16,7 +16,7 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 # From the top to the bottom: a module imports only from modules below it.
 ORDER = [
-    "__main__", "cli", "svi", "training", "progress", "runs", "report", "plotting",
+    "__main__", "cli", "grid", "ex_post", "svi", "training", "progress", "runs", "report", "plotting",
     "evaluation", "saving", "models.vae", "models.base", "sampling",
     "objectives.elbo", "objectives.bounds", "objectives.divergences", "objectives.base", "importance",
     "diagnostics", "divergence", "whole_step", "gradients", "replay", "recording", "lowering", "products", "machine",

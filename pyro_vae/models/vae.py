@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import pyro
 import torch
 from pyro.distributions import TorchDistribution
 
-from pyro_vae.checks import InputError, positive_int
+from pyro_vae.checks import InputError, one_of, positive_int
 from pyro_vae.guides import Guide, MeanField
 from pyro_vae.likelihoods import Bernoulli, Likelihood
 from pyro_vae.models.base import ComposedPair
@@ -49,7 +50,6 @@ class VAE(ComposedPair):
     ):
         super().__init__(event_shape)
         self.latent_dim = positive_int("latent_dim", latent_dim)
-        latent_shape = torch.Size([latent_dim])
         likelihood = self.place(likelihood or Bernoulli(), Likelihood, "likelihood")
         posterior = self.place(guide or MeanField(), Guide, "guide")
         prior = self.place(prior or StandardNormal(), Prior, "prior")
@@ -62,20 +62,32 @@ class VAE(ComposedPair):
             )
         if encoder is decoder:
             raise InputError("encoder and decoder are one instance; give each place its own.")
-        refuse_strangers(prior, posterior)
+        self._assemble(prior, likelihood, posterior, encoder, decoder)
 
-        self.likelihood = likelihood.build(event_shape=self.event_shape)
-        self.posterior = posterior.build(latent_shape=latent_shape)
-        if encoder is not None:
-            encoder = encoder.build(in_shape=likelihood.input_shape, out_shape=posterior.params_shape)
-        self.encoder = encoder
-        self.decoder = decoder.build(
+    def _assemble(
+        self, prior: Prior, likelihood: Likelihood, guide: Guide, encoder: Network | None, decoder: Network
+    ) -> None:
+        """Builds what is not built yet to the sizes that all agree on."""
+        refuse_strangers(prior, guide)
+        latent_shape = torch.Size([self.latent_dim])
+        self.likelihood = _built(likelihood, event_shape=self.event_shape)
+        self.posterior = _built(guide, latent_shape=latent_shape)
+        self.encoder = None
+        if guide.amortized:
+            sizes = {"in_shape": likelihood.input_shape, "out_shape": guide.params_shape}
+            self.encoder = _built(encoder, "encoder", **sizes)
+        self.decoder = _built(
+            decoder,
+            "decoder",
             in_shape=latent_shape,
             out_shape=likelihood.params_shape,
             event_shape=likelihood.event_shape,
             input_shape=likelihood.input_shape,
         )
-        self.prior = prior.build(
+        if prior.built:  # one that is shared keeps its parameters, and looks through this VAE's guide
+            prior = copy.copy(prior)
+        self.prior = _built(
+            prior,
             latent_shape=latent_shape,
             input_shape=likelihood.input_shape,
             pseudo_input=self.likelihood.pseudo_input,
@@ -112,6 +124,35 @@ class VAE(ComposedPair):
         """log p(x, z) in nats, (..., N), for x of shape (N, *event_shape) and z of shape (..., N, latent_dim)."""
         return self.prior().log_prob(z) + self.decoder.distribution(z, self.likelihood).log_prob(x)
 
+    def replace(self, **parts: Prior | Likelihood | Guide | Network) -> VAE:
+        """A new VAE with other parts, which shares all else with this one: the same modules, trained as they are.
+
+        Args:
+            **parts: prior, likelihood, guide, encoder or decoder; unbuilt.
+
+        Raises:
+            InputError: if there is no such part, or a part that stays does not fit a new one in shape.
+
+        Example:
+            >>> from pyro_vae import VAE, priors
+            >>> vae = VAE(event_shape=(4,), latent_dim=2)
+            >>> vae.replace(prior=priors.Mixture(components=3)).decoder is vae.decoder
+            True
+        """
+        kinds = {"prior": Prior, "likelihood": Likelihood, "guide": Guide, "encoder": Network, "decoder": Network}
+        for name, part in parts.items():
+            one_of("part", name, kinds)
+            parts[name] = self.place(as_network(part) if kinds[name] is Network else part, kinds[name], name)
+        if self.encoder is None and parts.get("guide", self.posterior).amortized:
+            parts.setdefault("encoder", MLP())
+        twin = copy.copy(self)
+        vars(twin).pop("_replays", None)
+        twin._modules = dict(self._modules)
+        twin._assemble(
+            **{name: parts.get(name, self._modules["posterior" if name == "guide" else name]) for name in kinds}
+        )
+        return twin
+
     def start_at(self, mean: torch.Tensor) -> bool:
         """Sets the decoder's output biases so that the likelihood starts at the data's mean, if both can say how.
 
@@ -133,6 +174,25 @@ class VAE(ComposedPair):
     def arguments(self) -> dict[str, Any]:
         names = ("event_shape", "latent_dim", "prior", "likelihood", "encoder", "decoder")
         return {**{name: getattr(self, name) for name in names}, "guide": self.posterior}
+
+
+def _built(component: Any, place: str = "", **sizes: Any) -> Any:
+    """The component built to the sizes; one that is built already must have been built to the same shapes.
+
+    Raises:
+        InputError: if it was not.
+    """
+    if not component.built:
+        return component.build(**sizes)
+    for name, size in sizes.items():
+        if isinstance(size, torch.Size) and getattr(component, name) != size:
+            raise InputError(
+                f"The {place or type(component).__name__} has {name}={tuple(getattr(component, name))}, but the new parts "
+                f"want {tuple(size)}; replace it too{f': {place}=...' if place else ''}."
+            )
+        if not isinstance(size, torch.Size):
+            setattr(component, name, size)
+    return component
 
 
 def refuse_strangers(prior: Prior, guide: Guide) -> None:
