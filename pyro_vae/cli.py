@@ -107,10 +107,11 @@ def train(arguments: list[str]) -> None:
     pyro.set_rng_seed(config.seed)
     spec = _model_spec(config, splits)
     pair = saving.build(spec, allow=list(_modules_named(spec)))
-    objective = saving.build(
-        _plain(config.objective), allow=list(_modules_named(_plain(config.objective))), name="objective"
-    )
+    wanted = _plain(config.objective)
+    objective = saving.build(wanted, allow=list(_modules_named(wanted)), name="objective")
     binarize = _binarisation(config.binarize, pair, splits.train)
+    if hasattr(pair, "start_at"):
+        pair.start_at(_mean(splits.train))
     kept = _kept(config, binarize)
     print(
         f"data {splits.name}: {len(splits.train)} to train, {len(splits.validation)} to validate, "
@@ -231,6 +232,18 @@ def _model_spec(config: Any, splits: Any) -> dict[str, Any]:
     if arguments.get("likelihood") is None:
         arguments["likelihood"] = {"class_path": f"pyro_vae.likelihoods.{_fitting_likelihood(splits.train)}"}
     return {"class_path": spec["class_path"], "init_args": {"event_shape": list(splits.train.event_shape), **arguments}}
+
+
+def _mean(examples: Any) -> Any:
+    """The mean of x over up to 16,384 data, missing values left out."""
+    import torch
+
+    rows = []
+    for _, (x, *_) in examples.batches(1024):
+        rows.append(x)
+        if len(rows) == 16:
+            break
+    return torch.cat(rows).nanmean(0)
 
 
 def _fitting_likelihood(examples: Any) -> str:

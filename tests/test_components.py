@@ -314,3 +314,22 @@ def test_a_deep_copy_trains_on_its_own():
     SVI(twin.model, twin.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(x)
     assert all(torch.equal(a, b) for a, b in zip(moved, pair.parameters(), strict=True))
     assert all(not torch.equal(a, b) for a, b in zip(before, twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("likelihood", variants(LIKELIHOODS), ids=repr)
+def test_outputs_start_at_the_datas_mean(likelihood):
+    """E[x | z] is the data's mean at z = 0 where the likelihood can say how, through a decoder of one linear layer."""
+    pair = vae(likelihood=fresh(likelihood), decoder=networks.MLP([]))
+    mean = data_for(likelihood, 400, (4,)).float().mean(0)
+    if pair.start_at(mean):
+        with torch.no_grad():
+            at = pair.likelihood(pair.decoder(torch.zeros(2)))
+        wanted = pair.likelihood(pair.likelihood.start(mean))
+        for p in (at, wanted):
+            assert p.batch_shape == ()
+        try:
+            torch.testing.assert_close(at.mean, wanted.mean, rtol=1e-3, atol=1e-4)
+        except NotImplementedError:
+            torch.testing.assert_close(at.mode, wanted.mode)
+    else:
+        assert pair.likelihood.start(mean) is None
