@@ -82,8 +82,8 @@ def memory_kept() -> Iterator[None]:
     """Has the C library keep what is freed for the next tensors, rather than hand it back and fetch it anew.
 
     glibc returns large blocks to the system at once, and meets a page fault every 4 KiB when they come again; with the
-    tensors of a large chunk that took a fifth of the time. On leaving, all that is free is handed back. Elsewhere than
-    under glibc nothing is done.
+    tensors of a large chunk that took a fifth of the time. On leaving, glibc goes back to its own ways. Elsewhere nothing
+    is done.
     """
     global _inside
     libc = _glibc()
@@ -98,7 +98,6 @@ def memory_kept() -> Iterator[None]:
     finally:
         _inside -= 1
         libc.mallopt(_TRIM_THRESHOLD, 2**26)  # to which glibc itself raises it when it has met large blocks
-        libc.malloc_trim(0)
 
 
 @functools.cache
@@ -108,4 +107,4 @@ def _glibc() -> Any:
     if platform.libc_ver()[0] != "glibc":
         return None
     libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+    return libc if hasattr(libc, "mallopt") else None

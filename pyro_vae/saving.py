@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,7 +55,11 @@ def spec(thing: Any) -> Any:
 
 def _object_spec(thing: Any, arguments: dict[str, Any] | str) -> dict[str, Any]:
     cls = type(thing)
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
+    home = cls.__module__
+    room = ".".join(home.split(".")[:2])  # where users find it, such as pyro_vae.likelihoods
+    if isinstance(thing, Component) and getattr(sys.modules.get(room), cls.__qualname__, None) is cls:
+        home = room
+    return {"class_path": f"{home}.{cls.__qualname__}", "init_args": arguments}
 
 
 def _stored_arguments(module: nn.Module) -> dict[str, Any] | str:

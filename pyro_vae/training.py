@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import os
@@ -301,6 +302,15 @@ class Trainer:
         if self.settings.batch_size % self.accelerator.num_processes:
             processes = self.accelerator.num_processes
             raise InputError(f"batch_size={self.settings.batch_size} must be a multiple of the {processes} processes.")
+        if getattr(self.objective, "num_data", 0) is None:  # as BetaTC's, which wants the size of the whole set
+            self.objective = copy.copy(self.objective)
+            self.objective.num_data = len(self.examples)
+        if getattr(self.objective, "final_weight", 1.0) != 1.0:
+            logger.warning(
+                "%r ends with weight %g and not 1: what is trained is not the bound.",
+                self.objective,
+                self.objective.final_weight,
+            )
         everything = [self.objective, *(part for module in modules(self.pair) for part in module.modules())]
         self.followers = [thing for thing in everything if callable(getattr(thing, "progress", None))]
         self.step = self._captured(first)

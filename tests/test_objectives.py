@@ -931,7 +931,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("call", "message"), [case for case in BAD if case[1] != "size"], ids=lambda v: str(v)[:30])
+@pytest.mark.parametrize(
+    ("call", "message"), [case for case in BAD if case[1] != "size"], ids=lambda v: v if isinstance(v, str) else "call"
+)
 def test_bad_input(call, message):
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
         call()

