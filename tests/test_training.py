@@ -646,7 +646,7 @@ def test_objectives_are_told_of_the_run(caplog):
 
     quiet(vae(), binary(), epochs=2, batch_size=20, objective=Watched(end=0.5))
     assert told == [0.0, 0.25, 0.5, 0.75]
-    assert "ends with weight 0.5, not 1" in caplog.text
+    assert "ends with weight 0.5 and not 1" in caplog.text
     correlation = objectives.BetaTC()
     assert math.isfinite(quiet(vae(), binary(), epochs=1, batch_size=20, objective=correlation).history[-1]["loss"])
     assert correlation.num_data is None  # the caller's own is left as it was
