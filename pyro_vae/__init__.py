@@ -16,21 +16,25 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation import elbo_terms, log_likelihood
     from pyro_vae.ex_post import fit_prior
     from pyro_vae.importance import log_weights
-    from pyro_vae.models import VAE
+    from pyro_vae.models import VAE, DeepMarkovModel, HierarchicalVAE, VariationalRNN, forecast
     from pyro_vae.pair import Pair
     from pyro_vae.sampling import encode, generate, reconstruct
     from pyro_vae.saving import load, save
     from pyro_vae.training import fit
 
 _HOMES = {
+    "DeepMarkovModel": "models",
+    "HierarchicalVAE": "models",
     "InputError": "checks",
     "Pair": "pair",
     "TrainingDiverged": "divergence",
     "VAE": "models",
+    "VariationalRNN": "models",
     "elbo_terms": "evaluation",
     "encode": "sampling",
     "fit": "training",
     "fit_prior": "ex_post",
+    "forecast": "models",
     "generate": "sampling",
     "load": "saving",
     "log_likelihood": "evaluation",

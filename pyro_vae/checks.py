@@ -14,6 +14,10 @@ import torch
 class InputError(ValueError):
     """The caller's input can't be used; the message says which argument, what came and what is wanted."""
 
+    def __init__(self, message: object = ""):
+        # Pyro adds a table of all sites and parameters to an error that passes through a trace.
+        super().__init__(re.split(r"\n *Trace Shapes:", str(message))[0])
+
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A hint such as ` Did you mean 'mnist'?` for the closest of `choices`; empty when nothing is close."""

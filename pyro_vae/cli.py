@@ -108,7 +108,8 @@ def train(arguments: list[str]) -> None:
     spec = _model_spec(config, splits)
     pair = saving.build(spec, allow=list(_modules_named(spec)))
     wanted = _plain(config.objective)
-    objective = saving.build(wanted, allow=list(_modules_named(wanted)), name="objective")
+    objective = wanted and saving.build(wanted, allow=list(_modules_named(wanted)), name="objective")
+    splits = _labelled(splits, pair, config.labels)
     binarize = _binarisation(config.binarize, pair, splits.train)
     if hasattr(pair, "start_at"):
         pair.start_at(_mean(splits.train))
@@ -160,6 +161,12 @@ def _train_parser() -> Any:
         default="auto",
         help="none, threshold, static (once, seeded), dynamic (anew each time); auto: dynamic for greys under a Bernoulli",
     )
+    add(
+        "--labels",
+        type=int,
+        default=None,
+        help="how many training labels a semi-supervised model is shown, as many of each class; all by default",
+    )
     add("--out", type=str, default=None, help="run folder; by default a new one under runs/, or with --resume the last")
     add(
         "--epochs",
@@ -175,7 +182,6 @@ def _train_parser() -> Any:
     parser.add_subclass_arguments(ComposedPair, "model", skip={"event_shape"}, instantiate=False, required=False)
     parser.set_defaults({"model": {"class_path": "pyro_vae.models.vae.VAE"}})
     parser.add_subclass_arguments(Objective, "objective", instantiate=False, required=False)
-    parser.set_defaults({"objective": {"class_path": "pyro_vae.objectives.ELBO"}})
     for action in parser._actions:
         if action.dest in ("model", "objective"):  # jsonargparse's own placeholder takes three lines of the usage
             action.metavar = "CLASS"
@@ -227,11 +233,37 @@ def _with_inline_config(arguments: list[str]) -> list[str]:
 
 def _model_spec(config: Any, splits: Any) -> dict[str, Any]:
     """The model's spec with the data's shape, and a likelihood that suits them where none is named."""
+    import inspect
+
+    from pyro_vae import saving
+
     spec = config.model.as_dict()
     arguments = dict(spec.get("init_args") or {})
-    if arguments.get("likelihood") is None:
+    accepted = inspect.signature(saving.named_class(spec["class_path"], list(_modules_named(spec)), "model")).parameters
+    if "likelihood" in accepted and arguments.get("likelihood") is None:
         arguments["likelihood"] = {"class_path": f"pyro_vae.likelihoods.{_fitting_likelihood(splits.train)}"}
     return {"class_path": spec["class_path"], "init_args": {"event_shape": list(splits.train.event_shape), **arguments}}
+
+
+def _labelled(splits: Any, pair: Any, kept: int | None) -> Any:
+    """The data with the labels that the pair reads: all for p(x | y); some for training alone where they may be missing."""
+    from dataclasses import replace
+
+    from pyro_vae.checks import InputError
+
+    if not getattr(pair, "takes_labels", False):
+        if kept is not None:
+            raise InputError(f"--labels {kept} has no use: {type(pair).__name__} as it is declared reads no labels.")
+        return splits
+    hidden = 0 if getattr(pair, "labels_may_miss", False) else None
+    if hidden is None and kept is not None:
+        raise InputError(f"--labels {kept} hides labels, but {type(pair).__name__} wants one for each datum.")
+    return replace(
+        splits,
+        train=splits.train.with_labels(kept),
+        validation=splits.validation.with_labels(hidden),
+        test=splits.test.with_labels(hidden),
+    )
 
 
 def _mean(examples: Any) -> Any:
@@ -283,7 +315,7 @@ def _kept(config: Any, binarize: str) -> dict[str, Any]:
     """The options that describe the run, for its config.yaml; paths are absolute, so that it can be scored from anywhere."""
     from pyro_vae.data import NAMES
 
-    names = ("data", "data_root", "pixels", "size", "epochs", "seed", "samples")
+    names = ("data", "data_root", "pixels", "size", "labels", "epochs", "seed", "samples")
     kept = {name: config[name] for name in names}
     if config.data not in NAMES and Path(config.data).exists():
         kept["data"] = str(Path(config.data).resolve())
@@ -292,9 +324,9 @@ def _kept(config: Any, binarize: str) -> dict[str, Any]:
     return {**kept, "binarize": binarize, "objective": _plain(config.objective), "fit": config.fit.as_dict()}
 
 
-def _plain(part: Any) -> dict[str, Any]:
-    """A part of the parsed options as nested dicts."""
-    return part.as_dict() if hasattr(part, "as_dict") else dict(part)
+def _plain(part: Any) -> dict[str, Any] | None:
+    """A part of the parsed options as nested dicts; None where it was not said."""
+    return part and (part.as_dict() if hasattr(part, "as_dict") else dict(part))
 
 
 def _default_folder(source: str, resume: bool) -> str:
@@ -378,6 +410,7 @@ def evaluate(arguments: list[str]) -> None:
         binarize="none",
         seed=kept["seed"],
     )
+    splits = _labelled(splits, pair, None)
     samples = positive_int("--samples", (kept["samples"] or 500) if config.samples is None else config.samples)
     target = Path(config.json) if config.json else None
     _score_and_show(pair, splits, kept, samples, Path(config.run), not config.quiet, target)
@@ -417,7 +450,7 @@ def _add_run_options(parser: Any) -> None:
 
 def _loaded(config: Any) -> Any:
     from pyro_vae import saving
-    from pyro_vae.training import pick_device
+    from pyro_vae.settings import pick_device
 
     return saving.load(config.run, allow=config.allow).to(pick_device(config.device))
 
@@ -495,6 +528,8 @@ def _score_rows(score: Any, terms: Any, shape: Any, frozen: str, seed: int) -> l
             f"{score.khat_summary}; median effective sample size {score.ess.median().item():.0f} of {score.num_samples}",
         ),
     ]
+    if terms.collapsed:
+        rows.append(("collapsed latents", f"{', '.join(terms.collapsed)}: a KL below 0.1 nats"))
     return rows + [("note", note) for note in score.notes]
 
 
@@ -517,6 +552,8 @@ def _write_scores(score: Any, terms: Any, kept: dict[str, Any], target: Path | N
         "reconstruction": terms.reconstruction,
         "kl": terms.kl,
         "sites": terms.sites,
+        "bits_per_dim": terms.bits_per_dim,
+        "collapsed": list(terms.collapsed),
         "data": kept["data"],
         "binarize": kept["binarize"],
         "seed": kept["seed"],

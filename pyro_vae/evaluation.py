@@ -222,6 +222,9 @@ def _sums(weights: Iterator[torch.Tensor], num_samples: int) -> tuple[torch.Tens
     return log_sum, log_sum_squares, tail
 
 
+COLLAPSED = 0.1  # nats
+
+
 @dataclass(frozen=True)
 class ElboTerms:
     """The ELBO's terms in nats per datum, means over data and draws.
@@ -234,6 +237,8 @@ class ElboTerms:
         values: (N,) the ELBO of each datum; None where a latent lies outside the plate over the data.
         stderr: standard error of `elbo` over the data; NaN for one datum or global latents.
         notes: what the reader must know.
+        num_dims: numbers in one datum.
+        latents: names of the latent sites.
     """
 
     elbo: float
@@ -243,6 +248,19 @@ class ElboTerms:
     values: torch.Tensor | None = None
     stderr: float = math.nan
     notes: tuple[str, ...] = ()
+    num_dims: int = 1
+    latents: tuple[str, ...] = ()
+
+    @property
+    def bits_per_dim(self) -> float:
+        """−elbo / (num_dims · log 2): for 8-bit data a bound on the bits of a lossless code for each number."""
+        return -self.elbo / (self.num_dims * math.log(2))
+
+    @property
+    def collapsed(self) -> tuple[str, ...]:
+        """Latents that say next to nothing of x: with a KL below 0.1 nats, where there are several."""
+        latents = self.latents if len(self.latents) > 1 else ()
+        return tuple(name for name in latents if self.sites[name] < COLLAPSED)
 
     def __str__(self) -> str:
         sites = ", ".join(f"{name} {value:.3f}" for name, value in self.sites.items())
@@ -293,7 +311,9 @@ def elbo_terms(
     stderr = math.nan
     if joined is not None and len(joined) > 1:
         stderr = (joined.std() / math.sqrt(len(joined))).item()
-    return ElboTerms(reconstruction - kl, reconstruction, kl, totals, joined, stderr, notes)
+    latents = tuple(name for name in totals if is_latent[name])
+    dims = batch[0][0].numel()
+    return ElboTerms(reconstruction - kl, reconstruction, kl, totals, joined, stderr, notes, dims, latents)
 
 
 def _terms(pair: Any, batch: Batch, num_data: int) -> Iterator[tuple[str, torch.Tensor, bool, bool]]:

@@ -74,14 +74,14 @@ def fit_prior(
     if not any(parameter.requires_grad for parameter in new.prior.parameters()):
         raise InputError(f"prior={prior!r} has nothing to learn; take priors.Mixture() or priors.Flow().")
 
-    def model(x: torch.Tensor) -> None:
+    def model(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         pyro.module(f"{new.name}_prior", new.prior)
         with torch.no_grad():
-            z = new.encode_input(new.likelihood.as_input(x)).sample()
+            z = new.encode_input(new.encoder_input(x, y)).sample()
         with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", new.prior(), obs=z)
+            pyro.sample("z", new.p_z(y), obs=z)
 
-    def guide(x: torch.Tensor) -> None:
+    def guide(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         pass
 
     others = [p for p in new.parameters() if p.requires_grad and all(p is not own for own in new.prior.parameters())]

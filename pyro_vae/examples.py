@@ -105,6 +105,32 @@ class Examples:
         new._binarise(binarize, seed)
         return new
 
+    def with_labels(self, kept: int | None = None) -> Examples:
+        """The same data with batches (x, y), y the labels.
+
+        Args:
+            kept: how many labels stay, as many of each class as can be, the first of each; the others become −1. None
+                keeps all, 0 hides all.
+
+        Raises:
+            InputError: if the data have no labels, or fewer of some class than are to stay.
+        """
+        if self.y is None:
+            raise InputError("The model reads labels, but the data have none.")
+        y = self.y.long()
+        if kept is not None:
+            classes, place = y.unique(return_inverse=True)
+            share, over = divmod(kept, len(classes))
+            order = (place[:, None] == torch.arange(len(classes), device=y.device)).cumsum(0)  # (N, classes), from 1
+            rank = order.gather(1, place[:, None])[:, 0]
+            stays = rank <= share + (place < over).long()
+            if int(stays.sum()) != kept:
+                raise InputError(f"{kept} labels are to be kept, {share} of each class, but some class has fewer.")
+            y = y.where(stays, -1)
+        new = copy.copy(self)
+        new.extras = (y.to(self.device),)
+        return new
+
     def batch(self, index: Index) -> Batch:
         """The data at `index`: (x, *extras), scaled and binarised, x in a floating dtype.
 

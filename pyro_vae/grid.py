@@ -44,20 +44,23 @@ def expanded(experiment: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str,
 
 
 def _list_arguments() -> set[str]:
-    """Names of the components' arguments that take lists."""
+    """Names of the components' and the pairs' arguments that take lists."""
 
     def below(cls: type) -> Iterator[type]:
         for sub in cls.__subclasses__():
             yield sub
             yield from below(sub)
 
-    from pyro_vae import likelihoods, models  # noqa: F401  so that all components are known
+    from pyro_vae import likelihoods, models  # noqa: F401  so that all are known
 
     names: set[str] = set()
     for cls in below(Component):
         for name, parameter in inspect.signature(cls).parameters.items():
             if re.search(r"Sequence|list\[", str(parameter.annotation)):
                 names.add(name)
+    for cls in below(models.ComposedPair):  # whose lists of components, one a level, multiply
+        found = inspect.signature(cls).parameters.items()
+        names |= {name for name, parameter in found if "Sequence" in str(parameter.annotation)}
     return names
 
 

@@ -1,4 +1,4 @@
-"""What networks are made of: activations and normalisations by name, residual blocks, and the sizes of images."""
+"""What networks are made of: activations and normalisations by name, residual blocks, vectors joined, images' sizes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ def activation_layer(name: str) -> nn.Module:
     """The activation called `name`, whatever its case."""
     known = {key.lower(): layer for key, layer in ACTIVATIONS.items()}
     return known[one_of("activation", name.lower(), known)]()
+
+
+def side_by_side(*parts: torch.Tensor) -> torch.Tensor:
+    """Vectors of any leading dimensions, broadcast, as one: (..., F_1 + F_2 + ...)."""
+    leading = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    return torch.cat([part.expand(*leading, part.shape[-1]) for part in parts], dim=-1)
 
 
 class _BatchOfOne:

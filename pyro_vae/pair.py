@@ -318,7 +318,8 @@ def blank_batch(pair: ModelAndGuide, size: int, like: Any = None, condition: Any
     if like is not None:
         shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in as_batch(like))
     elif hasattr(pair, "event_shape"):
-        shapes = ((torch.Size(pair.event_shape), torch.get_default_dtype()),)
+        further = ((torch.Size([]), torch.long),) * getattr(pair, "num_conditions", 0)
+        shapes = ((torch.Size(pair.event_shape), torch.get_default_dtype()), *further)
     elif pair in _met:
         shapes = _met[pair]
     else:

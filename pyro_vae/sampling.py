@@ -24,6 +24,7 @@ from pyro_vae.pair import (
     sample_sites,
     trace_pair,
 )
+from pyro_vae.temperature import Tempered
 
 Output = Literal["sample", "mean"]
 
@@ -33,6 +34,7 @@ def generate(
     num_samples: int = 16,
     *,
     output: Output = "sample",
+    temperature: float = 1.0,
     condition: Any = None,
     like: Any = None,
     seed: int | None = None,
@@ -43,6 +45,7 @@ def generate(
         pair: model and guide.
         num_samples: how many data.
         output: "sample" draws x; "mean" gives E[x | z], which shows greys where pixels are 0 or 1.
+        temperature: what the scale of every latent is multiplied by (Child 2020, figure 1); x is drawn as the model says.
         condition: the further tensors of a batch, for models of several arguments.
         like: a batch that shows what data look like, for a pair that has not been fitted here.
         seed: makes the draws repeatable without touching torch's random state; None draws from that state.
@@ -53,21 +56,33 @@ def generate(
     pair = as_pair(pair)
     positive_int("num_samples", num_samples)
     one_of("output", output, ["sample", "mean"])
+    tempered = Tempered(temperature)
     batch = blank_batch(pair, num_samples, like, condition)
-    with evaluating(pair), _random_state(batch[0].device, seed):
+    with evaluating(pair), _random_state(batch[0].device, seed), tempered:
         observed = _regenerate(pair, batch)
-    return _shaped({name: _output(site, output) for name, site in observed.items()}, batch)
+    return _shaped(pair, {name: _output(site, output) for name, site in observed.items()}, batch)
 
 
 def reconstruct(
-    pair: Any, x: Any, *, output: Output = "mean", seed: int | None = None
+    pair: Any,
+    x: Any,
+    *,
+    output: Output = "mean",
+    keep: int | None = None,
+    temperature: float = 1.0,
+    seed: int | None = None,
 ) -> torch.Tensor | dict[str, torch.Tensor]:
     """x as the model sees it again: E[x' | z] (or a draw) at one z ~ q(z | x) per datum.
+
+    With `keep`, the first latents come from the guide and the others are drawn anew from the model given those: what
+    the first levels of a hierarchy hold (Child 2020, figure 4).
 
     Args:
         pair: model and guide.
         x: a batch, (N, *event_shape), or a tuple of tensors for a model of several arguments.
         output: "mean" or "sample"; distributions without a mean, such as a categorical, give their mode.
+        keep: how many of the latents, in the model's order, are the guide's; all by default.
+        temperature: of the latents that are drawn anew, as in `generate`.
         seed: makes the draws repeatable without touching torch's random state.
 
     Returns:
@@ -75,12 +90,20 @@ def reconstruct(
     """
     pair = as_pair(pair)
     one_of("output", output, ["sample", "mean"])
+    if keep is not None and keep != 0:
+        positive_int("keep", keep)
+    tempered = Tempered(temperature)
     batch = _to_device(pair, as_batch(x))
     remember(pair, batch)
     with evaluating(pair), _random_state(batch[0].device, seed):
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
-        observed = _regenerate(pair, batch, guide_trace)
-    return _shaped({name: _output(site, output) for name, site in observed.items()}, batch)
+        if keep is not None:
+            guide_trace = _first(
+                keep, guide_trace, poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*batch)
+            )
+        with tempered:
+            observed = _regenerate(pair, batch, guide_trace)
+    return _shaped(pair, {name: _output(site, output) for name, site in observed.items()}, batch)
 
 
 def encode(pair: Any, x: Any, *, batch_size: int = 8192) -> TorchDistribution | Posterior:
@@ -226,8 +249,19 @@ def _output(site: dict[str, Any], output: Output) -> torch.Tensor:
         return site["fn"].mode
 
 
-def _shaped(outputs: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor | dict[str, torch.Tensor]:
+def _first(keep: int, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> poutine.Trace:
+    """The guide's trace with the first latents of the model alone."""
+    latents = list(sample_sites(model_trace, observed=False))
+    if keep > len(latents):
+        raise InputError(f"keep={keep} must be at most {len(latents)}, the number of latents: {', '.join(latents)}.")
+    kept = poutine.Trace()
+    for name in latents[:keep]:
+        kept.add_node(name, **guide_trace.nodes[name])
+    return kept
+
+
+def _shaped(pair: Any, outputs: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor | dict[str, torch.Tensor]:
     if len(outputs) > 1:
-        return outputs
+        return pair.joined_outputs(outputs, *batch) if hasattr(pair, "joined_outputs") else outputs
     (only,) = outputs.values()
     return only.reshape(batch[0].shape) if only.numel() == batch[0].numel() else only

@@ -97,7 +97,7 @@ def build(spec: Any, *, allow: Sequence[str] = (), given: Mapping[str, Any] | No
         raise InputError(
             f"{name} is a {spec['class_path']} that was {GIVEN}; make it again and pass it: load(path, {name}=...)."
         )
-    cls = _named_class(spec["class_path"], allow, name)
+    cls = named_class(spec["class_path"], allow, name)
     known = inspect.signature(cls).parameters
     for argument in arguments:
         if argument not in known:
@@ -109,7 +109,7 @@ def build(spec: Any, *, allow: Sequence[str] = (), given: Mapping[str, Any] | No
     return cls(**parts)
 
 
-def _named_class(path: Any, allow: Sequence[str], name: str) -> type:
+def named_class(path: Any, allow: Sequence[str], name: str) -> type:
     """The class at a dotted path, from this package or from a module that the caller allows."""
     module_name, _, class_name = str(path).rpartition(".")
     own = module_name.split(".")[0] == __name__.split(".")[0]

@@ -20,7 +20,8 @@ import torch
 from pyro.infer import ELBO, Trace_ELBO
 
 from pyro_vae import data, saving
-from pyro_vae.checks import InputError, one_of, positive, positive_int, whole_seed
+from pyro_vae.averaging import Average
+from pyro_vae.checks import InputError, one_of
 from pyro_vae.divergence import TrainingDiverged, explain
 from pyro_vae.evaluation import check_data, elbo_terms
 from pyro_vae.files import read_tensors
@@ -41,18 +42,10 @@ from pyro_vae.products import float32_products
 from pyro_vae.progress import bar_over
 from pyro_vae.replay import COMPILE, Compile, Replay
 from pyro_vae.runs import CHECKPOINT, RunLog, claim
+from pyro_vae.settings import Schedule, Settings, make_optimizer, pick_device
 from pyro_vae.whole_step import Tally, WholeStep, can_take
 
-Schedule = Callable[[float], float]
-
 logger = logging.getLogger("pyro_vae")
-
-#: Factors of the learning rate by the fraction of the run that is done, 0 to 1.
-SCHEDULES: dict[str, Schedule] = {
-    "constant": lambda done: 1.0,
-    "linear": lambda done: 1.0 - done,
-    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
-}
 
 
 @dataclass
@@ -61,9 +54,9 @@ class FitResult:
 
     Attributes:
         pair: the pair, trained.
-        history: one dict per epoch: "epoch", "loss" (negative ELBO, nats per datum), "validation_elbo" and
-            "validation_stderr" (if there is validation data), "lr", "grad_norm", "seconds" and "samples_per_second" (of
-            training alone), and on CUDA "peak_memory" (bytes).
+        history: one dict per epoch: "epoch", "loss" (negative ELBO, nats per datum), "skipped" (steps, if asked for),
+            "validation_elbo" and "validation_stderr" (if there is validation data), "lr", "grad_norm", "seconds" and
+            "samples_per_second" (of training alone), and on CUDA "peak_memory" (bytes).
         stopped_because: "epochs", "patience" or "interrupted".
         best_epoch: epoch with the best validation ELBO, if there is validation data.
         out: the run folder, if one was written.
@@ -80,48 +73,6 @@ class FitResult:
     how: str
 
 
-@dataclass
-class Settings:
-    """The arguments of `fit` that say how to train, checked. A resumed run must have the same."""
-
-    epochs: int
-    batch_size: int
-    lr: float
-    schedule: str | Schedule
-    warmup: float
-    clip: float | None
-    patience: int | None
-    seed: int | None
-    num_data: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            positive_int(name, getattr(self, name))
-        positive("lr", self.lr)
-        if not callable(self.schedule):
-            one_of("schedule", self.schedule, SCHEDULES)
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"warmup={self.warmup!r} must be a fraction of the run, from 0 to below 1.")
-        if self.clip is not None:
-            positive("clip", self.clip)
-        if self.patience is not None:
-            positive_int("patience", self.patience)
-        if self.seed is not None:
-            whole_seed("seed", self.seed)
-
-    def lr_factor(self, done: float) -> float:
-        """The learning rate's factor when the fraction `done` of the run is behind."""
-        schedule = self.schedule if callable(self.schedule) else SCHEDULES[self.schedule]
-        if done < self.warmup:
-            return max(done / self.warmup, 1e-3) * schedule(0.0)
-        return schedule((done - self.warmup) / (1 - self.warmup))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the checkpoint."""
-        named = getattr(self.schedule, "__name__", "callable") if callable(self.schedule) else self.schedule
-        return {**vars(self), "schedule": named}
-
-
 def fit(
     pair: Any,
     x: Any,
@@ -132,6 +83,8 @@ def fit(
     schedule: Literal["constant", "linear", "cosine"] | Schedule = "constant",
     warmup: float = 0.0,
     clip: float | None = None,
+    skip_gradient_above: float | None = None,
+    ema: float | None = None,
     validation: Any = None,
     patience: int | None = None,
     seed: int | None = None,
@@ -160,10 +113,14 @@ def fit(
         schedule: how the rate falls over the run: a name, or a function of the fraction done that gives a factor.
         warmup: fraction of the run over which the rate rises from zero.
         clip: largest global norm of the gradient.
+        skip_gradient_above: steps whose gradient has a larger global norm, or one that is not finite, change nothing; they
+            are counted in the history ("skipped") (Child 2020, appendix).
+        ema: keeps an exponential moving average of the parameters, of which a step leaves this share, such as 0.999;
+            validation and the trained pair have the average.
         validation: data on which the ELBO is taken after each epoch; the set's own for a named data set.
         patience: epochs without a better validation ELBO before training stops and the best weights are put back.
         seed: of initial draws, batches and noise; torch's random state is then left as it was.
-        objective: any Pyro ELBO; Trace_ELBO() by default.
+        objective: any Pyro ELBO; by default what the pair's `default_objective()` returns if it has one, else Trace_ELBO().
         optimizer: makes a torch optimizer from parameters, such as functools.partial(torch.optim.AdamW, ...), or a
             pyro.optim optimizer; Adam by default.
         binarize: what is done to grey pixels; "dynamic" draws them anew each time.
@@ -186,12 +143,14 @@ def fit(
     one_of("precision", precision, ["float32", "tf32", "bf16"])
     if precision == "bf16" and compile == "eager":
         raise InputError("precision='bf16' needs captured steps; take compile='auto', 'graph' or 'inductor'.")
-    settings = Settings(epochs, batch_size, lr, schedule, warmup, clip, patience, seed)
+    settings = Settings(epochs, batch_size, lr, schedule, warmup, clip, patience, seed, ema, skip_gradient_above)
     if resume and out is None:
         raise InputError("resume=True needs out=, the run folder with the checkpoint.")
     folder = claim(out, resume)
     training, validation = _sets(x, validation, binarize, seed)
-    trainer = Trainer(as_pair(pair), settings, objective or Trace_ELBO(), device, compile, precision)
+    pair = as_pair(pair)
+    objective = objective or getattr(pair, "default_objective", Trace_ELBO)()
+    trainer = Trainer(pair, settings, objective, device, compile, precision)
     with kept_random_state(trainer.device):
         trainer.prepare(training, validation, optimizer, binarize)
     with kept_random_state(trainer.device, trainer.rank_seed()) if seed is not None else contextlib.nullcontext():
@@ -224,26 +183,6 @@ def _sets(x: Any, validation: Any, binarize: str | None, seed: int | None) -> tu
     return x, validation
 
 
-def pick_device(wanted: str | torch.device | None) -> torch.device:
-    """The device asked for, or the fastest that is there.
-
-    Raises:
-        InputError: if there is no such device here.
-    """
-    if wanted is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={wanted!r} can't be used here: {str(error).splitlines()[0]}") from error
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    return device
-
-
 @dataclass
 class Trainer:
     """The loop and its state: all that a checkpoint holds."""
@@ -269,6 +208,7 @@ class Trainer:
         self.device = self.accelerator.device if spread else pick_device(self.wanted_device)
         self.is_main = self.accelerator.is_main_process
         self.best_weights: dict[str, torch.Tensor] | None = None
+        self.skipped = self.left_out = 0  # steps, and data whose loss was not finite, of this epoch
         for module in modules(self.pair):
             module.to(self.device)
 
@@ -314,15 +254,25 @@ class Trainer:
         everything = [self.objective, *(part for module in modules(self.pair) for part in module.modules())]
         self.followers = [thing for thing in everything if callable(getattr(thing, "progress", None))]
         self.step = self._captured(first)
-        self.optimizer = _optimizer(optimizer, list(self.moved.values()), self.settings.lr)
+        self.optimizer = make_optimizer(optimizer, list(self.moved.values()), self.settings.lr)
         self.base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.average = None if self.settings.ema is None else Average(self.moved, self.settings.ema)
         self.whole: WholeStep | None = None
         settings, held = self.settings, isinstance(self.examples, data.Examples) and self.accelerator.num_processes == 1
         # A last batch that is short runs as it comes, so the graph belongs to one size.
         if self.device.type == "cuda" and held and self.compile != "eager" and can_take(self.optimizer):
             self.tally = Tally(self.device)
             batch = self.examples.batch
-            self.whole = WholeStep(batch, self.step, self.moved, self.optimizer, settings.clip, self.tally)
+            self.whole = WholeStep(
+                batch,
+                self.step,
+                self.moved,
+                self.optimizer,
+                settings.clip,
+                self.tally,
+                skip_above=settings.skip_gradient_above,
+                after=self.average.update if self.average is not None else None,
+            )
         self.order_seed = seed if self.settings.seed is not None else int(torch.randint(2**31, ()))
         if self.accelerator.num_processes > 1:
             self._agree()
@@ -396,6 +346,8 @@ class Trainer:
                 log.epoch(self.history, self.checkpoint())
                 bar.epoch(row, self.step.how)
         self.stopped_because = self.stopped_because or "epochs"
+        if self.average is not None:
+            self.average.take()
         if self.stopped_because == "patience":
             saving.load_state(self.pair, self.best_weights)
 
@@ -404,6 +356,7 @@ class Trainer:
             module.train()
         total = torch.zeros((), dtype=torch.float64, device=self.device if self.device.type != "mps" else "cpu")
         norm, seen, start = 0.0, 0, time.perf_counter()
+        self.skipped = self.left_out = 0
         if self.whole is not None and self.step.how.startswith("captured"):
             norm = self._whole_epoch(epoch, total, bar)
         else:
@@ -414,7 +367,10 @@ class Trainer:
                 # The first step is validated if the user has not switched that off; later ones save its time.
                 with contextlib.nullcontext() if epoch == 1 and step == 0 else pyro.validation_enabled(False):
                     loss, norm = self._step(index, batch, weight, epoch)
-                total += loss.to(total) * len(batch[0])
+                if math.isfinite(loss):
+                    total += loss.to(total) * len(batch[0])
+                else:
+                    self.left_out += len(batch[0])
                 seen += len(batch[0]) * self.accelerator.num_processes
                 bar.step(loss, len(batch[0]), self.step.how)
         if self.device.type == "cuda":
@@ -423,8 +379,16 @@ class Trainer:
             self._share_buffers()
         seconds = time.perf_counter() - start
         row = {"epoch": epoch, "loss": self._mean(total)}
+        if self.settings.skip_gradient_above is not None:
+            row["skipped"] = self.skipped
+            if self.skipped == -(-len(self.examples) // self.settings.batch_size):
+                raise TrainingDiverged(
+                    f"Epoch {epoch}: all {self.skipped} gradients had a norm above skip_gradient_above="
+                    f"{self.settings.skip_gradient_above:g} or were not finite; the last norm is {float(norm):g}."
+                )
         if self.validation is not None:
-            terms = elbo_terms(self.pair, self.validation, seed=self.order_seed)
+            with self.averaged():
+                terms = elbo_terms(self.pair, self.validation, seed=self.order_seed)
             row |= {"validation_elbo": terms.elbo, "validation_stderr": terms.stderr}
         rate = len(self.examples) / seconds
         lr = float(self.optimizer.param_groups[0]["lr"])
@@ -450,6 +414,7 @@ class Trainer:
             seen += len(index)
             bar.step(self.tally.loss / seen, len(index), f"{self.step.how}, CUDA graph")
         total += self.tally.loss
+        self.skipped, self.left_out = int(self.tally.skipped), int(self.tally.left_out)
         if (bad := self.tally.bad.item()) >= 0:
             index = order.split(self.settings.batch_size)[bad]
             batch = self.examples.batch(index)
@@ -474,6 +439,9 @@ class Trainer:
         norm = torch.nn.utils.get_total_norm(list(gradients.values()))
         clear(list(self.moved.values()))
         give(self.moved, gradients)
+        if (bound := self.settings.skip_gradient_above) is not None and not norm.item() <= bound:
+            self.skipped += 1
+            return torch.as_tensor(loss), norm
         if not math.isfinite(float(loss) + norm.item()):
             torch.set_rng_state(before)
             reason = explain(self.pair, index, batch, self.moved)
@@ -483,6 +451,8 @@ class Trainer:
         if self.settings.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(list(self.moved.values()), self.settings.clip, norm)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
         return torch.as_tensor(loss), norm
 
     def _averaged(self, gradients: dict[str, torch.Tensor], weight: float) -> dict[str, torch.Tensor]:
@@ -534,8 +504,14 @@ class Trainer:
 
     def _mean(self, total: torch.Tensor) -> float:
         if self.accelerator.num_processes > 1:
-            total = self.accelerator.reduce(total, "sum")
-        return total.item() / len(self.examples)
+            left_out = torch.tensor(float(self.left_out), device=total.device, dtype=total.dtype)
+            total, left_out = (self.accelerator.reduce(number, "sum") for number in (total, left_out))
+            return total.item() / max(1, len(self.examples) - int(left_out))
+        return total.item() / max(1, len(self.examples) - self.left_out)
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """The parameters' average in their place, if one is kept."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
 
     def _out_of_patience(self, row: dict[str, float]) -> bool:
         if self.validation is None:
@@ -544,7 +520,8 @@ class Trainer:
         if best is None or row["validation_elbo"] > best:
             self.best_epoch = int(row["epoch"])
             if self.settings.patience is not None:
-                self.best_weights = {n: t.detach().clone() for n, t in saving.state(self.pair).items()}
+                with self.averaged():
+                    self.best_weights = {n: t.detach().clone() for n, t in saving.state(self.pair).items()}
         return self.settings.patience is not None and row["epoch"] - self.best_epoch >= self.settings.patience
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
@@ -560,6 +537,7 @@ class Trainer:
             "stopped_because": self.stopped_because,
             "order_seed": self.order_seed,
             "weights": saving.state(self.pair),
+            "average": None if self.average is None else self.average.values,
             "optimizer": _plain_rates(self.optimizer.state_dict()),
             "random": {
                 "torch": torch.get_rng_state(),
@@ -582,6 +560,8 @@ class Trainer:
                     f"resume=True: the checkpoint was made with {name}={before[name]!r}, not {now[name]!r}."
                 )
         saving.load_state(self.pair, checkpoint["weights"])
+        if self.average is not None:
+            self.average.load(checkpoint["average"])
         rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(_full_optimizer_state(checkpoint["optimizer"]))
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -608,29 +588,6 @@ def _loss_and_grads(objective: Any) -> Callable[..., Any]:
         return loss.detach()
 
     return loss_and_grads
-
-
-def _optimizer(make: Any, tensors: list[torch.Tensor], lr: float) -> torch.optim.Optimizer:
-    """A torch optimizer over all parameters at once; fused where torch can."""
-    if make is None:
-        fused = all(t.is_floating_point() and t.device.type in ("cpu", "cuda") for t in tensors)
-        if not (fused and all(t.device.type == "cuda" for t in tensors)):
-            return torch.optim.Adam(tensors, lr=lr, fused=fused or None)
-        # On the device, so that a recorded step follows its changes.
-        there = torch.tensor(lr, device=tensors[0].device)
-        return torch.optim.Adam(tensors, lr=there, fused=True, capturable=True)
-    if isinstance(make, pyro.optim.PyroOptim):
-        if callable(make.pt_optim_args):
-            raise InputError("optimizer: a pyro.optim optimizer with per-parameter arguments can't be used here.")
-        return make.pt_optim_constructor(tensors, **make.pt_optim_args)
-    if isinstance(make, torch.optim.Optimizer) or not callable(make):
-        raise InputError(
-            f"optimizer={make!r} must make one from parameters, as functools.partial(torch.optim.AdamW) does."
-        )
-    made = make(tensors)
-    if not isinstance(made, torch.optim.Optimizer):
-        raise InputError(f"optimizer returned {type(made).__name__}; wanted is a torch.optim.Optimizer.")
-    return made
 
 
 def _plain_rates(state: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ class Tally:
         norm: the last gradient's norm.
         steps: how many steps were taken.
         bad: the first step whose loss or gradient was not finite; −1 if there is none.
+        skipped: how many steps were left out for their gradient.
+        left_out: how many data's losses were not finite in those.
     """
 
     def __init__(self, device: torch.device):
@@ -29,21 +31,37 @@ class Tally:
         self.norm = torch.zeros((), device=device)
         self.steps = torch.zeros((), dtype=torch.long, device=device)
         self.bad = torch.full((), -1, dtype=torch.long, device=device)
+        self.skipped, self.left_out = torch.zeros(2, dtype=torch.long, device=device).unbind()
 
     def reset(self) -> None:
         """Starts an epoch."""
         self.loss.zero_()
         self.steps.zero_()
         self.bad.fill_(-1)
+        self.skipped.zero_()
+        self.left_out.zero_()
 
-    def add(self, loss: torch.Tensor, norm: torch.Tensor, size: int) -> torch.Tensor:
-        """Counts a step; returns 1 if this or an earlier step of the epoch was not finite, else 0."""
-        fine = torch.isfinite(loss) & torch.isfinite(norm)
-        self.bad.copy_(torch.where((self.bad < 0) & ~fine, self.steps, self.bad))
+    def add(self, loss: torch.Tensor, norm: torch.Tensor, size: int, skip_above: float | None = None) -> torch.Tensor:
+        """Counts a step; returns 1 if it is to change nothing, else 0.
+
+        It changes nothing if its norm is above `skip_above` or, without that, if this or an earlier step of the epoch was
+        not finite.
+        """
+        known = torch.isfinite(loss)
+        if skip_above is None:
+            self.bad.copy_(torch.where((self.bad < 0) & ~(known & torch.isfinite(norm)), self.steps, self.bad))
+            stop = self.bad >= 0
+            self.loss.add_(torch.where(stop, 0.0, loss.double() * size))
+        else:
+            stop = ~(norm <= skip_above)
+            self.skipped.add_(stop)
+            self.bad.copy_(torch.where((self.bad < 0) & ~stop & ~known, self.steps, self.bad))
+            self.left_out.add_(~known * size)
+            self.loss.add_(torch.where(known, loss.double() * size, 0.0))
+            stop = stop | (self.bad >= 0)
         self.steps.add_(1)
         self.norm.copy_(norm)
-        self.loss.add_(torch.where(self.bad < 0, loss.double() * size, 0.0))
-        return (self.bad >= 0).float()
+        return stop.float()
 
 
 class WholeStep:
@@ -56,6 +74,8 @@ class WholeStep:
         optimizer: a fused optimizer of torch, which leaves parameters alone while its `found_inf` is 1.
         clip: largest norm of the gradient, if any.
         tally: what is added to.
+        skip_above: steps with a larger norm of the gradient, or one that is not finite, change nothing.
+        after: called after each update.
     """
 
     def __init__(
@@ -66,9 +86,12 @@ class WholeStep:
         optimizer: torch.optim.Optimizer,
         clip: float | None,
         tally: Tally,
+        skip_above: float | None = None,
+        after: Callable[[], None] | None = None,
     ):
         self.batch, self.losses, self.params = batch, losses, params
         self.optimizer, self.clip, self.tally = optimizer, clip, tally
+        self.skip_above, self.after = skip_above, after
         self.recorded = Recorded(self.run)
 
     def __call__(self, index: torch.Tensor) -> None:
@@ -86,8 +109,10 @@ class WholeStep:
                 gradients = {name: gradient * factor for name, gradient in gradients.items()}
             clear(list(self.params.values()))
             give(self.params, gradients)
-            self.optimizer.found_inf = self.tally.add(loss, norm, len(index))
+            self.optimizer.found_inf = self.tally.add(loss, norm, len(index), self.skip_above)
         self.optimizer.step()
+        if self.after is not None:
+            self.after()
 
 
 def can_take(optimizer: torch.optim.Optimizer) -> bool:

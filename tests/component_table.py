@@ -61,6 +61,7 @@ SMALL: dict[type, dict[str, Any]] = {
     networks.ResNetEncoder: {"channels": [3, 4], "blocks": 1},
     networks.ResNetDecoder: {"channels": [4, 3], "blocks": 1},
     networks.PixelCNN: {"planes": 3, "depth": 2, "kernel": 3, "decoder_channels": [3]},
+    networks.Features: {"y_shape": [4]},
     networks.DeepSets: {"hidden": [6], "readout": [5]},
 }
 # Further ways of a component that are worth their own row.
@@ -75,6 +76,7 @@ VARIANTS: dict[type, list[dict[str, Any]]] = {
     + [{"hidden": [7, 7], "residual": True, "norm": norm, "dropout": 0.2} for norm in ("batch", "layer")],
     networks.ConvEncoder: [{"channels": [3, 4]}, {"channels": [3, 4], "norm": "batch"}],
     networks.ConvDecoder: [{"channels": [4, 3]}, {"channels": [4, 3], "norm": "batch"}],
+    networks.Features: [{"y_shape": [4]}, {"y_shape": [1, 8, 8], "num_features": 4}],
     networks.ResNetEncoder: [{"channels": [3, 4], "blocks": 2, "norm": norm} for norm in ("layer", "batch")],
     networks.ResNetDecoder: [{"channels": [4, 3], "blocks": 2, "norm": norm} for norm in ("layer", "batch")],
 }

@@ -16,11 +16,14 @@ import pyro_vae
 PACKAGE = Path(pyro_vae.__file__).parent
 # From the top to the bottom: a module imports only from modules below it.
 ORDER = [
-    "__main__", "cli", "grid", "ex_post", "svi", "training", "progress", "runs", "report", "plotting",
-    "evaluation", "saving", "models.vae", "models.base", "sampling",
+    "__main__", "cli", "grid", "ex_post", "svi", "training", "averaging", "settings", "progress", "runs", "report",
+    "plotting",
+    "evaluation", "saving", "models.hierarchical", "models.vae",
+    "models.sequential", "models.transitions", "models.base", "sampling", "temperature",
     "objectives.elbo", "objectives.bounds", "objectives.divergences", "objectives.base", "importance",
     "diagnostics", "divergence", "whole_step", "gradients", "replay", "recording", "lowering", "products", "machine",
-    "capture", "pair", "reach", "priors", "guides", "refinement", "networks", "layers",
+    "capture", "pair", "reach", "priors", "guides", "refinement", "networks.conditions",
+    "networks.images", "networks.dense", "networks.base", "layers",
     "likelihoods.tables", "likelihoods.levels", "likelihoods.counts", "likelihoods.continuous", "likelihoods.base",
     "distributions.images", "distributions.rows", "distributions.discretized", "distributions.programs",
     "distributions.sequences", "distributions.hamiltonian", "distributions.mixtures", "distributions.flows",

@@ -166,7 +166,7 @@ def test_relaxed_codes_near_hard_ones_and_are_scored_as_such():
     # The score is that of the hard model: a sum over all nine codes gives it exactly.
     codes = pair.prior().enumerate_support()
     with torch.no_grad():
-        exact = (pair.log_joint(x, codes[:, None].expand(-1, len(x), -1))).logsumexp(0)
+        exact = (pair.log_joint(x, None, codes[:, None].expand(-1, len(x), -1))).logsumexp(0)
     score = log_likelihood(pair, x, 2000)
     assert ((score.values - exact).abs() < 5 * score.mc_stderr + 1e-4).all()
     assert (elbo_terms(pair, x, 50).values < exact + 0.05).all()

@@ -34,7 +34,7 @@ SHAPES: dict[type, tuple[tuple[int, ...], tuple[int, ...]]] = {
     networks.DeepSets: ((5, 3), (4,)),
     networks.Embedding: ((), (4,)),
 }
-PLAIN = [network for network in variants(NETWORKS) if not isinstance(network, networks.PixelCNN)]
+PLAIN = [network for network in variants(NETWORKS) if not isinstance(network, (networks.PixelCNN, networks.Condition))]
 
 
 def built(network: networks.Network, in_shape=None, out_shape=None) -> networks.Network:

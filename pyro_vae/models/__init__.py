@@ -1,6 +1,8 @@
 """The pairs: models and guides built from the components."""
 
 from pyro_vae.models.base import ComposedPair
+from pyro_vae.models.hierarchical import HierarchicalVAE
+from pyro_vae.models.sequential import DeepMarkovModel, VariationalRNN, forecast
 from pyro_vae.models.vae import VAE
 
-__all__ = ["VAE", "ComposedPair"]
+__all__ = ["VAE", "ComposedPair", "DeepMarkovModel", "HierarchicalVAE", "VariationalRNN", "forecast"]

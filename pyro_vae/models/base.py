@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_vae.checks import InputError, shape
+from pyro_vae.checks import InputError, one_of, shape
 from pyro_vae.component import Component
+from pyro_vae.networks import Condition, Labels, Network
+from pyro_vae.networks.base import join
 
 _numbers = itertools.count()
 
@@ -26,6 +28,7 @@ class ComposedPair(nn.Module):
     def __init__(self, event_shape: Sequence[int]):
         super().__init__()
         self.event_shape = shape("event_shape", event_shape)
+        self.condition: Condition | None = None
         self._rename()
 
     def _rename(self) -> None:
@@ -47,13 +50,89 @@ class ComposedPair(nn.Module):
             )
         return component
 
+    # --- y, for pairs of p(x | y) -----------------------------------------------------------------------------------
+
+    @property
+    def num_conditions(self) -> int:
+        """How many tensors a batch must hold beside x."""
+        return 0 if self.condition is None else 1
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether a batch is (x, y) with y the label of each datum."""
+        return isinstance(self.condition, Labels)
+
+    def condition_on(self, condition: Condition | None, conditional_prior: bool) -> None:
+        """Keeps the network of y, built, and whether priors read y too; None for a pair of x alone."""
+        self.conditional_prior = one_of("conditional_prior", conditional_prior, [False, True])
+        if condition is None:
+            if conditional_prior:
+                raise InputError("conditional_prior=True needs a condition=, such as networks.Labels(10).")
+            return
+        self.condition = self.place(condition, Condition, "condition")
+        self.condition.build(in_shape=condition.y_shape, out_shape=torch.Size([condition.num_features]))
+
+    def condition_arguments(self) -> dict[str, Any]:
+        """The arguments of `condition_on`, where there is a condition."""
+        if self.condition is None:
+            return {}
+        return {"condition": self.condition, "conditional_prior": self.conditional_prior}
+
+    def context(self, y: torch.Tensor | None) -> torch.Tensor | None:
+        """What networks read of y, (N, num_features); None where there is no y.
+
+        Raises:
+            InputError: if y is missing, or there is one and none is wanted.
+        """
+        if (y is None) != (self.condition is None):
+            raise InputError(
+                f"{type(self).__name__} has condition={self.condition!r}, but the batch holds "
+                f"{'x alone; pass (x, y), or condition=y where x is drawn' if y is None else 'a y beside x'}."
+            )
+        return None if y is None else self.condition(y)
+
+    def joined_shape(self, network: Network, in_shape: torch.Size) -> torch.Size:
+        """The `in_shape` to which a network is built that reads `in_shape` and y."""
+        return in_shape if self.condition is None else network.with_context(in_shape, self.condition.num_features)
+
+    def joined(
+        self, network: Network, inputs: torch.Tensor, in_shape: torch.Size, c: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What such a network is given: inputs of shape (..., *in_shape), with the features c of y if there are some."""
+        return inputs if c is None else join(inputs, c, in_shape, network.in_shape)
+
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments by name; components as they are."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
+    def start_at(self, mean: torch.Tensor) -> bool:
+        """Sets the decoder's output biases so that the likelihood starts at the data's mean, if both can say how.
+
+        Args:
+            mean: of the data, shape `event_shape`.
+        """
+        bias = self.likelihood.start(mean)
+        return bias is not None and self.decoder.start_output(bias)
+
     def check(self, x: torch.Tensor, *further: torch.Tensor) -> None:
-        """Refuses data that the model can't have made, naming the first offending entry."""
-        raise NotImplementedError
+        """Refuses data that the model can't have made, naming the first offending entry.
+
+        Args:
+            x: shape (N, *event_shape).
+            further: y, where the model is conditioned on it.
+        """
+        name, wanted = type(self).__name__, self.num_conditions
+        if len(further) != wanted:
+            kind = "(x, y)" if wanted else "one tensor x"
+            raise InputError(f"{name} takes {kind}, but the batch holds {1 + len(further)} tensors.")
+        if x.is_floating_point() and x.dtype != (own := next(self.parameters()).dtype):
+            raise InputError(
+                f"x is {x.dtype}, but the {name}'s parameters are {own}; convert one: x.to({own}) or .to({x.dtype}) of the "
+                "model."
+            )
+        self.likelihood.check(x)
+        for y in further:
+            self.condition.check(y)
 
     def __repr__(self) -> str:
         said = ", ".join(

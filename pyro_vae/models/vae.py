@@ -15,8 +15,8 @@ from pyro_vae.checks import InputError, one_of, positive_int
 from pyro_vae.guides import Guide, MeanField
 from pyro_vae.likelihoods import Bernoulli, Likelihood
 from pyro_vae.models.base import ComposedPair
-from pyro_vae.networks import MLP, Network, as_network
-from pyro_vae.priors import Prior, StandardNormal, Vamp
+from pyro_vae.networks import MLP, Condition, Network, as_network
+from pyro_vae.priors import Categorical, LogisticNormal, Prior, Spherical, StandardNormal, Vamp
 
 
 class VAE(ComposedPair):
@@ -32,6 +32,9 @@ class VAE(ComposedPair):
         guide: family of q(z | params); MeanField() by default.
         encoder: network from data to the guide's params; in Python any torch.nn.Module will do; MLP([400]) by default.
         decoder: network from latents to the likelihood's params, likewise; MLP([400]) by default.
+        condition: network of y, such as networks.Labels(10), for p(x, z | y) = p(z) p(x | decoder(z, y)) with guide
+            q(z | encoder(x, y)) (Kingma et al. 2014, section 2; Sohn et al. 2015); batches are (x, y) then.
+        conditional_prior: whether the prior is given y too, p(z | y).
 
     Raises:
         InputError: if sizes are not positive, a component is of the wrong kind or built already, or a module does not
@@ -47,8 +50,11 @@ class VAE(ComposedPair):
         guide: Guide | None = None,
         encoder: Network | None = None,
         decoder: Network | None = None,
+        condition: Condition | None = None,
+        conditional_prior: bool = False,
     ):
         super().__init__(event_shape)
+        self.condition_on(condition, conditional_prior)
         self.latent_dim = positive_int("latent_dim", latent_dim)
         likelihood = self.place(likelihood or Bernoulli(), Likelihood, "likelihood")
         posterior = self.place(guide or MeanField(), Guide, "guide")
@@ -74,12 +80,12 @@ class VAE(ComposedPair):
         self.posterior = _built(guide, latent_shape=latent_shape)
         self.encoder = None
         if guide.amortized:
-            sizes = {"in_shape": likelihood.input_shape, "out_shape": guide.params_shape}
-            self.encoder = _built(encoder, "encoder", **sizes)
+            reads = self.joined_shape(encoder, likelihood.input_shape)
+            self.encoder = _built(encoder, "encoder", in_shape=reads, out_shape=guide.params_shape)
         self.decoder = _built(
             decoder,
             "decoder",
-            in_shape=latent_shape,
+            in_shape=self.joined_shape(decoder, latent_shape),
             out_shape=likelihood.params_shape,
             event_shape=likelihood.event_shape,
             input_shape=likelihood.input_shape,
@@ -89,25 +95,44 @@ class VAE(ComposedPair):
         self.prior = _built(
             prior,
             latent_shape=latent_shape,
-            input_shape=likelihood.input_shape,
-            pseudo_input=self.likelihood.pseudo_input,
+            input_shape=likelihood.input_shape if self.encoder is None else self.encoder.in_shape,
+            pseudo_input=self.pseudo_input,
             posterior=self.encode_input,
             relaxation=self.posterior.relaxation,
+            condition_shape=torch.Size([self.condition.num_features]) if self.conditional_prior else None,
         )
 
-    def model(self, x: torch.Tensor) -> None:
-        """p(x, z), x of shape (N, *event_shape)."""
+    def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        """p(x, z) or p(x, z | y), x of shape (N, *event_shape)."""
         pyro.module(self.name, self)
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", self.prior())
-            pyro.sample("x", self.decoder.distribution(z, self.likelihood), obs=x)
+            z = pyro.sample("z", self.p_z(y))
+            pyro.sample("x", self.p_x(z, y), obs=x)
 
-    def guide(self, x: torch.Tensor) -> None:
-        """q(z | x)."""
+    def guide(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        """q(z | x) or q(z | x, y)."""
         pyro.module(self.name, self)
         with pyro.plate("data", len(x), dim=-1):
-            params = self.params_of(self.likelihood.as_input(x))
-            pyro.sample("z", self.posterior.refine(params, functools.partial(self.log_joint, x)))
+            pyro.sample("z", self.q_z(x, y))
+
+    def p_z(self, y: torch.Tensor | None = None) -> TorchDistribution:
+        """p(z), or p(z | y) where the prior is given y."""
+        c = self.context(y)
+        return self.prior(c if self.conditional_prior else None)
+
+    def p_x(self, z: torch.Tensor, y: torch.Tensor | None = None) -> TorchDistribution:
+        """p(x | z) or p(x | z, y), batch shape (..., N) for z of shape (..., N, latent_dim)."""
+        inputs = self.joined(self.decoder, z, torch.Size([self.latent_dim]), self.context(y))
+        return self.decoder.distribution(inputs, self.likelihood)
+
+    def q_z(self, x: torch.Tensor, y: torch.Tensor | None = None) -> TorchDistribution:
+        """q(z | x) or q(z | x, y), batch shape (N,)."""
+        return self.posterior.refine(self.params_of(self.encoder_input(x, y)), functools.partial(self.log_joint, x, y))
+
+    def encoder_input(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        """What the encoder reads of x and y."""
+        c, inputs = self.context(y), self.likelihood.as_input(x)
+        return inputs if self.encoder is None else self.joined(self.encoder, inputs, self.likelihood.input_shape, c)
 
     def params_of(self, inputs: torch.Tensor) -> torch.Tensor:
         """What the encoder says of what it reads, (..., *params_shape); zeros where no encoder is wanted."""
@@ -117,12 +142,22 @@ class VAE(ComposedPair):
         return inputs.new_zeros(*leading, *self.posterior.params_shape, dtype=self.posterior.zero.dtype)
 
     def encode_input(self, inputs: torch.Tensor) -> TorchDistribution:
-        """q(z | x) as the encoder alone sets it; `inputs` is what it reads of x, shape (..., *input_shape)."""
+        """q(z | x) as the encoder alone sets it; `inputs` is what it reads of x (and y), shape (..., *its in_shape)."""
         return self.posterior(self.params_of(inputs))
 
-    def log_joint(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """log p(x, z) in nats, (..., N), for x of shape (N, *event_shape) and z of shape (..., N, latent_dim)."""
-        return self.prior().log_prob(z) + self.decoder.distribution(z, self.likelihood).log_prob(x)
+    def pseudo_input(self, free: torch.Tensor) -> torch.Tensor:
+        """Real numbers of the shape that the encoder reads, those that stand for x squeezed to where x lies."""
+        if self.condition is None:
+            return self.likelihood.pseudo_input(free)
+        shape, features = self.likelihood.input_shape, self.condition.num_features
+        at = -len(free.shape[1:]) if free.dim() == 4 else -1
+        x, rest = free.split([free.shape[at] - features, features], dim=at)
+        squeezed = self.likelihood.pseudo_input(x.reshape(*free.shape[:1], *shape)).reshape(x.shape)
+        return torch.cat([squeezed, rest], dim=at)
+
+    def log_joint(self, x: torch.Tensor, y: torch.Tensor | None, z: torch.Tensor) -> torch.Tensor:
+        """log p(x, z) or log p(x, z | y) in nats, (..., N), for z of shape (..., N, latent_dim)."""
+        return self.p_z(y).log_prob(z) + self.p_x(z, y).log_prob(x)
 
     def replace(self, **parts: Prior | Likelihood | Guide | Network) -> VAE:
         """A new VAE with other parts, which shares all else with this one: the same modules, trained as they are.
@@ -153,27 +188,10 @@ class VAE(ComposedPair):
         )
         return twin
 
-    def start_at(self, mean: torch.Tensor) -> bool:
-        """Sets the decoder's output biases so that the likelihood starts at the data's mean, if both can say how.
-
-        Args:
-            mean: of the data, shape `event_shape`.
-        """
-        bias = self.likelihood.start(mean)
-        return bias is not None and self.decoder.start_output(bias)
-
-    def check(self, x: torch.Tensor, *further: torch.Tensor) -> None:
-        if further:
-            raise InputError(f"VAE takes one tensor x, but the batch holds {1 + len(further)}.")
-        if x.is_floating_point() and x.dtype != (own := next(self.parameters()).dtype):
-            raise InputError(
-                f"x is {x.dtype}, but the VAE's parameters are {own}; convert one: x.to({own}) or vae.to({x.dtype})."
-            )
-        self.likelihood.check(x)
-
     def arguments(self) -> dict[str, Any]:
         names = ("event_shape", "latent_dim", "prior", "likelihood", "encoder", "decoder")
-        return {**{name: getattr(self, name) for name in names}, "guide": self.posterior}
+        given = {**{name: getattr(self, name) for name in names}, "guide": self.posterior}
+        return given | self.condition_arguments()
 
 
 def _built(component: Any, place: str = "", **sizes: Any) -> Any:
@@ -215,7 +233,7 @@ def refuse_strangers(prior: Prior, guide: Guide) -> None:
     elif prior.space != guide.space:
         raise InputError(
             f"prior={prior!r} lives on {_SPACES.get(prior.space, prior.space)}, but guide={guide!r} on "
-            f"{_SPACES.get(guide.space, guide.space)}; use guides.{_example(prior.space)}, or priors.{_prior_for(guide)}."
+            f"{_SPACES.get(guide.space, guide.space)}; use guides.{_example(prior.space)}, or priors.{prior_for(guide)!r}."
         )
 
 
@@ -229,8 +247,8 @@ def _example(space: str) -> str:
     return {"real": "MeanField()", "simplex": "LogisticNormal()", "sphere": "Spherical()"}.get(space, "MeanField()")
 
 
-def _prior_for(guide: Guide) -> str:
-    """A prior for a guide's space."""
+def prior_for(guide: Guide) -> Prior:
+    """A prior that lives where the guide does."""
     if guide.space.startswith("one-hot"):
-        return f"Categorical(categories={guide.space.split()[-1]})"
-    return {"real": "StandardNormal()", "simplex": "LogisticNormal()", "sphere": "Spherical()"}[guide.space]
+        return Categorical(categories=int(guide.space.split()[-1]))
+    return {"simplex": LogisticNormal, "sphere": Spherical}.get(guide.space, StandardNormal)()

@@ -1,138 +1,17 @@
-"""Networks: from data to the guide's parameters, and from latents to the likelihood's.
-
-A network is told by `build` which shapes it connects, and sees inputs of shape (B, *in_shape) in `layers`;
-any leading dimensions are folded into B and unfolded again, so plain torch layers serve.
-"""
+"""Networks that read or write images: convolutions, residual blocks, and a decoder that goes entry by entry."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from pyro_vae.checks import InputError, one_of, positive_int, widths
-from pyro_vae.component import Component
+from pyro_vae.checks import InputError, positive_int, widths
 from pyro_vae.distributions.images import AutoregressiveImage, GatedStack, ImageLikelihood
-from pyro_vae.layers import (
-    Norm,
-    Sum,
-    activation_layer,
-    halvings,
-    image_shape,
-    norm_layers,
-    norm_name,
-    odd,
-    residual_block,
-    share,
-)
-
-
-class Network(Component):
-    """A function from tensors of shape (..., *in_shape) to (..., *out_shape); `setup` makes `self.layers`.
-
-    Sizes that `build` sets:
-        in_shape: shape of one input.
-        out_shape: shape of one output.
-        event_shape, input_shape: for a decoder that looks at x, shape of x and of what networks read of it.
-    """
-
-    in_shape: torch.Size
-    out_shape: torch.Size
-    event_shape: torch.Size | None = None
-    input_shape: torch.Size | None = None
-    layers: nn.Module
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        leading = inputs.shape[: inputs.dim() - len(self.in_shape)]
-        outputs = self.layers(inputs.reshape(-1, *self.in_shape))
-        return outputs.reshape(*leading, *self.out_shape)
-
-    def distribution(
-        self, z: torch.Tensor, likelihood: Callable[[torch.Tensor], TorchDistribution]
-    ) -> TorchDistribution:
-        """p(x | z) = likelihood(x | self(z)) of this network as a decoder, batch shape (...) for z (..., *in_shape)."""
-        return likelihood(self(z))
-
-    def start_output(self, bias: torch.Tensor) -> bool:
-        """Sets the last layer's bias, so that outputs start around `bias`; says whether there was one to set.
-
-        Args:
-            bias: shape `out_shape`; a convolution, with one bias a plane, takes each plane's mean.
-        """
-        if bias.shape != self.out_shape:
-            raise InputError(f"bias has shape {tuple(bias.shape)}, but must have out_shape={tuple(self.out_shape)}.")
-        kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
-        last = [layer for layer in self.layers.modules() if isinstance(layer, kinds)][-1:]
-        if not last or last[0].bias is None:
-            return False
-        with torch.no_grad():
-            last[0].bias.copy_(bias.reshape(len(last[0].bias), -1).mean(-1))
-        return True
-
-
-class MLP(Network):
-    """Layers of `hidden` units, a(W h + b) with activation a, and a linear layer to the output.
-
-    Args:
-        hidden: widths of the hidden layers; [] gives one linear map.
-        activation: name of a torch activation, such as tanh or ReLU.
-        residual: add each hidden layer's input to what it returns, h + a(W h + b), by a linear map of its own where
-            widths differ (He et al. 2016a, eq. 1 and 2).
-        norm: "batch" or "layer" normalises W h + b; under "batch" a datum's score in training depends on its batch.
-        dropout: which share of hidden units training leaves out, from 0 to below 1.
-    """
-
-    gated = False  # whether a hidden layer is half content, half gate
-
-    def __init__(
-        self,
-        hidden: Sequence[int] = (400,),
-        activation: str = "Softplus",
-        residual: bool = False,
-        norm: Norm = "none",
-        dropout: float = 0.0,
-    ):
-        super().__init__()
-        self.hidden = widths("hidden", hidden)
-        self.activation = activation
-        self.residual = one_of("residual", residual, [False, True])
-        self.norm = norm_name(norm)
-        self.dropout = share("dropout", dropout)
-        activation_layer(activation)
-
-    def setup(self) -> None:
-        sizes = [self.in_shape.numel(), *self.hidden]
-        layers: list[nn.Module] = [nn.Flatten()]
-        for width_in, width_out in zip(sizes, sizes[1:], strict=False):
-            units = 2 * width_out if self.gated else width_out
-            layer: list[nn.Module] = [nn.Linear(width_in, units, bias=self.norm != "batch")]
-            layer += norm_layers(self.norm, units, image=False)
-            layer.append(nn.GLU() if self.gated else activation_layer(self.activation))
-            layer += [nn.Dropout(self.dropout)] if self.dropout else []
-            skip = nn.Identity() if width_in == width_out else nn.Linear(width_in, width_out, bias=False)
-            layers += [Sum(skip, nn.Sequential(*layer))] if self.residual else layer
-        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], self.out_shape.numel()))
-
-
-class GatedMLP(MLP):
-    """Layers h = (W x + b) ⊙ sigmoid(V x + c), and a linear layer to the output (Tomczak & Welling 2018, section 5).
-
-    Args:
-        hidden: widths of the hidden layers.
-        residual: add each layer's input, as for MLP.
-        norm: "batch" or "layer" normalises W x + b and V x + c.
-        dropout: which share of hidden units training leaves out.
-    """
-
-    gated = True
-
-    def __init__(
-        self, hidden: Sequence[int] = (300, 300), residual: bool = False, norm: Norm = "none", dropout: float = 0.0
-    ):
-        super().__init__(hidden, residual=residual, norm=norm, dropout=dropout)
+from pyro_vae.layers import Norm, activation_layer, halvings, image_shape, norm_layers, norm_name, odd, residual_block
+from pyro_vae.networks.base import Network, with_planes
 
 
 class ConvEncoder(Network):
@@ -156,6 +35,9 @@ class ConvEncoder(Network):
         self.activation = activation
         self.norm = norm_name(norm)
         activation_layer(activation)
+
+    def with_context(self, in_shape: torch.Size, num_features: int) -> torch.Size:
+        return with_planes(in_shape, num_features)
 
     def setup(self) -> None:
         planes, height, width = image_shape(type(self).__name__, self.in_shape)
@@ -264,6 +146,9 @@ class ResNetEncoder(Network):
         self.norm = norm_name(norm)
         activation_layer(activation)
 
+    def with_context(self, in_shape: torch.Size, num_features: int) -> torch.Size:
+        return with_planes(in_shape, num_features)
+
     def setup(self) -> None:
         planes, height, width = image_shape("ResNetEncoder", self.in_shape)
         first = [*self.channels, planes][0]
@@ -368,133 +253,3 @@ class PixelCNN(Network):
                     f"with {mine}={tuple(getattr(self, mine))}; pass build() its event_shape and input_shape."
                 )
         return AutoregressiveImage(self.layers, self.features(z), likelihood)
-
-
-class DeepSets(Network):
-    """ρ(pool_i φ(x_i)) for a set of elements in any order (Zaheer et al. 2017, theorem 2).
-
-    Inputs have shape (set size, features). An element with a NaN among its features counts as absent, so that sets of
-    several sizes share one tensor; the empty set pools to 0.
-
-    Args:
-        hidden: widths of φ's layers, the last of which is pooled.
-        readout: widths of ρ's hidden layers.
-        pool: "sum", "mean" or "max" over the elements that are present.
-        activation: name of a torch activation.
-    """
-
-    def __init__(
-        self,
-        hidden: Sequence[int] = (128, 128),
-        readout: Sequence[int] = (128,),
-        pool: Literal["sum", "mean", "max"] = "sum",
-        activation: str = "ReLU",
-    ):
-        super().__init__()
-        self.hidden = widths("hidden", hidden)
-        if not self.hidden:
-            raise InputError("hidden=[] must hold at least one width, that of what is pooled.")
-        self.readout = widths("readout", readout)
-        self.pool = one_of("pool", pool, ["sum", "mean", "max"])
-        self.activation = activation
-        activation_layer(activation)
-
-    def setup(self) -> None:
-        if len(self.in_shape) != 2:
-            raise InputError(f"DeepSets reads sets, shape (set size, features), not {tuple(self.in_shape)}; use MLP.")
-        sizes = [self.in_shape[1], *self.hidden]
-        pairs = zip(sizes, sizes[1:], strict=False)
-        parts = [part for a, b in pairs for part in (nn.Linear(a, b), activation_layer(self.activation))]
-        self.elements = nn.Sequential(*parts)
-        pooled = torch.Size(sizes[-1:])
-        self.layers = MLP(self.readout, self.activation).build(in_shape=pooled, out_shape=self.out_shape)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        present = ~inputs.isnan().any(-1, keepdim=True)
-        codes = self.elements(inputs.where(present, 0.0))  # NaN is taken out first: its gradient would stay NaN
-        if self.pool == "max":
-            pooled = codes.masked_fill(~present, -torch.inf).amax(-2).where(present.any(-2), 0.0)
-        else:
-            pooled = (codes * present).sum(-2)
-        if self.pool == "mean":
-            pooled = pooled / present.sum(-2).clamp(min=1)
-        return self.layers(pooled)
-
-
-class Embedding(Network):
-    """One learned output for each label 0, ..., num_labels − 1.
-
-    Labels are whole numbers of shape (...) where in_shape is (), or (..., 1) where it is (1,); they may be stored as
-    floats, as in a batch. Torch's IndexError meets one that is out of range.
-
-    Args:
-        num_labels: how many labels there are.
-    """
-
-    def __init__(self, num_labels: int = 10):
-        super().__init__()
-        self.num_labels = positive_int("num_labels", num_labels)
-
-    def setup(self) -> None:
-        if self.in_shape.numel() != 1:
-            raise InputError(f"Embedding reads one label, shape () or (1,), but got {tuple(self.in_shape)}; use MLP.")
-        self.layers = nn.Embedding(self.num_labels, self.out_shape.numel())
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        labels = inputs.reshape(inputs.shape[: inputs.dim() - len(self.in_shape)])
-        return self.layers(labels.long()).unflatten(-1, self.out_shape)
-
-
-class Wrapped(Network):
-    """Any torch module as a network: it is called with one batch dimension, (B, *in_shape).
-
-    Args:
-        module: the user's module; it must return (B, ...) with the numbers of `out_shape` in its last dimensions.
-    """
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def setup(self) -> None:
-        """Tries the module on two made-up inputs, so that a mismatch is met here and not in training."""
-        probe = torch.zeros(2, *self.in_shape)
-        training = self.module.training
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                outputs = self.module.eval()(probe)
-        except Exception as error:
-            raise InputError(
-                f"{self.module.__class__.__name__} fails on an input of shape (N, {_sizes(self.in_shape)}): {error}"
-            ) from error
-        finally:
-            self.module.train(training)
-        if (
-            not isinstance(outputs, torch.Tensor)
-            or outputs.shape[:1] != probe.shape[:1]
-            or (outputs[0].numel() != self.out_shape.numel())
-        ):
-            came = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
-            raise InputError(
-                f"{self.module.__class__.__name__} returns {came} for an input of shape {tuple(probe.shape)}; "
-                f"wanted is one tensor of shape (2, {_sizes(self.out_shape)})."
-            )
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        leading = inputs.shape[: inputs.dim() - len(self.in_shape)]
-        return self.module(inputs.reshape(-1, *self.in_shape)).reshape(*leading, *self.out_shape)
-
-    def start_output(self, bias: torch.Tensor) -> bool:
-        """Leaves a module of the user's as it is."""
-        return False
-
-
-def _sizes(shape: torch.Size) -> str:
-    return ", ".join(map(str, shape))
-
-
-def as_network(module: nn.Module) -> Network:
-    """`module` itself if it is a network of this library, otherwise the module wrapped as one."""
-    if not isinstance(module, nn.Module):
-        raise InputError(f"A network must be a torch.nn.Module, but got {module!r}.")
-    return module if isinstance(module, Network) else Wrapped(module)
