@@ -44,9 +44,13 @@ class Average:
         """Gives the parameters the average's values."""
         _copy(self.params, self.values)
 
-    def load(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Puts back an average that was saved."""
-        _copy(self.values, values)
+    def state(self) -> dict[str, torch.Tensor]:
+        """The average by the parameters' places, as Pyro's names differ from one instance of a model to the next."""
+        return {str(place): value for place, value in enumerate(self.values.values())}
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Puts back what `state` returned."""
+        _copy(self.values, {name: state[str(place)] for place, name in enumerate(self.values)})
 
 
 @torch.no_grad()

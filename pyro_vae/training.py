@@ -295,10 +295,14 @@ class Trainer:
             return self.settings.epochs * (whole if len(batch[0]) == self.settings.batch_size else 1)
 
         programs = (self.pair.model, self.pair.guide, self.objective)
+        # A captured graph computes everything once, and so holds what the pair would rather compute again.
+        recomputes = getattr(self.pair, "recomputes", False)
+        if recomputes and self.compile in ("graph", "inductor"):
+            logger.warning("Steps run eagerly: a captured graph would keep the activations that are to be recomputed.")
         return Replay(
             self.gradients,
             programs,
-            compile=self.compile,
+            compile="eager" if recomputes else self.compile,
             precision=self.precision,
             calls=calls,
             what="training's step",
@@ -537,7 +541,7 @@ class Trainer:
             "stopped_because": self.stopped_because,
             "order_seed": self.order_seed,
             "weights": saving.state(self.pair),
-            "average": None if self.average is None else self.average.values,
+            "average": None if self.average is None else self.average.state(),
             "optimizer": _plain_rates(self.optimizer.state_dict()),
             "random": {
                 "torch": torch.get_rng_state(),

@@ -43,6 +43,24 @@ def test_swap(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "options", "printed", "pictures"),
+    [
+        ("conditional", ["--samples", "5"], "log p(rest | quadrant)", ["classes", "quadrants"]),
+        ("hierarchical", ["--samples", "5"], "KL by level: z_0", ["levels"]),
+        ("sequences", ["--samples", "5"], "nats per row", ["forecasts"]),
+        ("very_deep", ["--levels", "2"], "bits/dim", ["levels"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+def test_models(script, options, printed, pictures, tmp_path):
+    out = run(str(EXAMPLES / f"{script}.py"), "--epochs", "1", "--out", "run", *options, folder=tmp_path)
+    assert printed in out
+    for picture in pictures:
+        assert (tmp_path / "run" / f"{picture}.png").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.stem)
 def test_each_explains_itself(script, tmp_path):
     assert "usage" in run(str(script), "--help", folder=tmp_path)

@@ -440,7 +440,9 @@ def run_with_interruption(folder, stop_after, **arguments):
 
 
 @pytest.mark.parametrize("stop_after", [11, 22])
-@pytest.mark.parametrize("extra", [{}, {"validation": torch.ones(5, 4), "patience": 4}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"validation": torch.ones(5, 4), "patience": 4}, {"ema": 0.9, "skip_gradient_above": 3.0}]
+)
 def test_a_resumed_run_ends_as_the_uninterrupted_one_to_the_bit(tmp_path, stop_after, extra):
     pyro.set_rng_seed(0)
     whole, result = run_with_interruption(tmp_path / "whole", None, **extra)

@@ -4,5 +4,6 @@ from pyro_vae.models.base import ComposedPair
 from pyro_vae.models.hierarchical import HierarchicalVAE
 from pyro_vae.models.sequential import DeepMarkovModel, VariationalRNN, forecast
 from pyro_vae.models.vae import VAE
+from pyro_vae.models.very_deep import VeryDeepVAE
 
-__all__ = ["VAE", "ComposedPair", "DeepMarkovModel", "HierarchicalVAE", "VariationalRNN", "forecast"]
+__all__ = ["VAE", "ComposedPair", "DeepMarkovModel", "HierarchicalVAE", "VariationalRNN", "VeryDeepVAE", "forecast"]
