@@ -25,13 +25,12 @@ test = digits.test.with_binarize("static", 0)
 
 def layer():
     """One hidden layer; a copy of it stands at every step up and down."""
-    return networks.MLP([100], "SiLU")
+    return networks.MLP([100], "SiLU", init="glorot")
 
 
 for order in ("bottom-up", "top-down"):
     pyro.set_rng_seed(0)
-    merge = {"merge": layer()} if order == "top-down" else {}
-    vae = HierarchicalVAE(digits.event_shape, [10, 6, 3], order, width=100, encoder=layer(), decoder=layer(), **merge)
+    vae = HierarchicalVAE(digits.event_shape, [10, 6, 3], order, width=100, encoder=layer(), decoder=layer())
     result = fit(
         vae,
         digits.train,

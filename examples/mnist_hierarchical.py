@@ -25,14 +25,18 @@ test = mnist.test.with_binarize("static", 0)
 
 def layers(*widths):
     """A network with hidden layers of these widths."""
-    return networks.MLP(list(widths), "SiLU")
+    return networks.MLP(list(widths), "SiLU", init="glorot")
 
 
 pyro.set_rng_seed(args.seed)
 PAIRS = {
     "one level of 56": VAE(mnist.event_shape, 56, encoder=layers(400, 400), decoder=layers(400, 400)),
     "levels of 32, 16, 8": HierarchicalVAE(
-        mnist.event_shape, [32, 16, 8], width=200, encoder=layers(200), decoder=layers(200), merge=layers(200)
+        mnist.event_shape,
+        [32, 16, 8],
+        width=64,
+        encoder=[layers(380, 380), layers(128), layers(128)],
+        decoder=[layers(380, 380), layers(128), layers(128)],
     ),
 }
 
@@ -46,7 +50,7 @@ for name, pair in PAIRS.items():
         lr=2e-3,
         schedule="cosine",
         binarize="dynamic",
-        objective=objectives.Annealed(fraction=0.3),
+        objective=objectives.Annealed(fraction=0.3, inner=objectives.MeanFieldELBO()),
         seed=args.seed,
     )
     scores[name] = log_likelihood(pair, test, args.samples, progress=True)

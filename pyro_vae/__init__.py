@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation import elbo_terms, log_likelihood
     from pyro_vae.ex_post import fit_prior
     from pyro_vae.importance import log_weights
-    from pyro_vae.models import VAE, DeepMarkovModel, HierarchicalVAE, VariationalRNN, VeryDeepVAE, forecast
+    from pyro_vae.models import (
+        VAE,
+        DeepMarkovModel,
+        HierarchicalVAE,
+        SemiSupervisedVAE,
+        VariationalRNN,
+        VeryDeepVAE,
+        classify,
+        forecast,
+    )
     from pyro_vae.pair import Pair
     from pyro_vae.sampling import encode, generate, reconstruct
     from pyro_vae.saving import load, save
@@ -27,10 +36,12 @@ _HOMES = {
     "HierarchicalVAE": "models",
     "InputError": "checks",
     "Pair": "pair",
+    "SemiSupervisedVAE": "models",
     "TrainingDiverged": "divergence",
     "VAE": "models",
     "VariationalRNN": "models",
     "VeryDeepVAE": "models",
+    "classify": "models",
     "elbo_terms": "evaluation",
     "encode": "sampling",
     "fit": "training",

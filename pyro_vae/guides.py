@@ -187,7 +187,8 @@ class Householder(Guide):
         start, vectors = params.split([2 * self.size, self.transforms * self.size], dim=-1)
         vectors = vectors.unflatten(-1, (self.transforms, self.size))
         # Off zero, where a reflection's direction is not defined.
-        vectors = vectors + torch.eye(self.transforms, self.size).to(vectors)
+        axes = torch.eye(self.size)[torch.arange(self.transforms) % self.size]
+        vectors = vectors + axes.to(vectors)
         return Pushed(normal(start).to_event(1), [ConditionedHouseholder(vectors)])
 
 

@@ -25,7 +25,12 @@ def leaves(base: type[Component]) -> list[type[Component]]:
 
 
 PRIORS, LIKELIHOODS, GUIDES = leaves(priors.Prior), leaves(likelihoods.Likelihood), leaves(guides.Guide)
-OBJECTIVES = [cls for cls in leaves(objectives.Objective) if not cls.__name__.startswith("_")]
+# Those that want a program of the pair's own are walked with that pair.
+OBJECTIVES = [
+    cls
+    for cls in leaves(objectives.Objective)
+    if not cls.__name__.startswith("_") and "program" not in inspect.signature(cls).parameters
+]
 NETWORKS = [cls for cls in leaves(networks.Network) if cls is not networks.Wrapped]
 
 

@@ -18,9 +18,9 @@ PACKAGE = Path(pyro_vae.__file__).parent
 ORDER = [
     "__main__", "cli", "grid", "ex_post", "svi", "training", "averaging", "settings", "progress", "runs", "report",
     "plotting",
-    "evaluation", "saving", "models.hierarchical", "models.vae",
-    "models.sequential", "models.transitions", "models.base", "sampling", "temperature",
-    "objectives.elbo", "objectives.bounds", "objectives.divergences", "objectives.base", "importance",
+    "evaluation", "saving", "models.semisupervised", "models.hierarchical", "models.vae",
+    "models.sequential", "models.transitions", "models.very_deep", "models.blocks", "models.base", "sampling", "temperature",
+    "objectives.labels", "objectives.elbo", "objectives.bounds", "objectives.divergences", "objectives.base", "importance",
     "diagnostics", "divergence", "whole_step", "gradients", "replay", "recording", "lowering", "products", "machine",
     "capture", "pair", "reach", "priors", "guides", "refinement", "networks.conditions",
     "networks.images", "networks.dense", "networks.base", "layers",

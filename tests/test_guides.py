@@ -191,7 +191,7 @@ def linear(guide: guides.Guide, seed: int = 0, noise: float = 0.5) -> tuple[VAE,
 @pytest.mark.parametrize("guide", [g for g in variants(GUIDES) if g.space == "real"], ids=repr)
 def test_weights_are_unbiased(guide):
     """The mean over data of p̂(x) / p(x) is 1 within 4.5 standard errors (false alarm 1e-5), whatever the family."""
-    pair, x, exact = linear(fresh(guide), noise=2.0)
+    pair, x, exact = linear(fresh(guide), noise=1.4)
     score = log_likelihood(pair, x, 2000)
     ratio = (score.values - exact).exp()
     error = (score.mc_stderr * ratio).square().sum().sqrt() / len(x)

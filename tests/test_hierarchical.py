@@ -130,7 +130,7 @@ def test_a_chain_depends_on_its_neighbour_and_a_ladder_on_all_above():
 @pytest.mark.parametrize("order", ORDERS)
 def test_everything_takes_it(order, tmp_path):
     vae, x = small(order), torch.rand(20, 4).round()
-    result = fit(vae, x, epochs=3, batch_size=10, progress=False, seed=0, out=tmp_path / "run")
+    result = fit(vae, x, epochs=20, batch_size=10, lr=1e-2, progress=False, seed=0, out=tmp_path / "run")
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     assert log_likelihood(vae, x, 10).values.isfinite().all()
     assert generate(vae, 3, temperature=0.5).shape == (3, 4)

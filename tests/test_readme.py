@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 
 from pyro_vae import cli
-from tests.component_table import GUIDES, LIKELIHOODS, NETWORKS, OBJECTIVES, PRIORS
+from pyro_vae.models import ComposedPair
+from tests.component_table import GUIDES, LIKELIHOODS, NETWORKS, OBJECTIVES, PRIORS, leaves
 
 ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/models.md")
 
 
 def blocks(name: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(), flags=re.S)
 
 
-@pytest.mark.parametrize(
-    ("name", "number"), [(n, i) for n in ("README.md", "CONTRIBUTING.md") for i in range(len(blocks(n, "python")))]
-)
+@pytest.mark.parametrize(("name", "number"), [(n, i) for n in PAGES for i in range(len(blocks(n, "python")))])
 def test_every_python_block_runs(name, number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = types.ModuleType("block")
@@ -48,8 +48,15 @@ def test_the_table_lists_exactly_the_public_components():
         assert sorted(named) == sorted(c.__name__ for c in classes), kind
 
 
-def test_files_named_are_there():
-    text = (ROOT / "README.md").read_text()
+def test_all_models_have_a_row():
+    named = set(re.findall(r"(?m)^\| `(\w+)", (ROOT / "docs/models.md").read_text()))
+    classes = {c.__name__ for c in leaves(ComposedPair)}
+    assert named == classes
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_named_are_there(page):
+    text = (ROOT / page).read_text()
     for path in re.findall(r"(?:docs|examples|pyro_vae)/[\w./]*\w", text):
         assert (ROOT / path).exists(), path
 

@@ -2,8 +2,19 @@
 
 from pyro_vae.models.base import ComposedPair
 from pyro_vae.models.hierarchical import HierarchicalVAE
+from pyro_vae.models.semisupervised import SemiSupervisedVAE, classify
 from pyro_vae.models.sequential import DeepMarkovModel, VariationalRNN, forecast
 from pyro_vae.models.vae import VAE
 from pyro_vae.models.very_deep import VeryDeepVAE
 
-__all__ = ["VAE", "ComposedPair", "DeepMarkovModel", "HierarchicalVAE", "VariationalRNN", "VeryDeepVAE", "forecast"]
+__all__ = [
+    "VAE",
+    "ComposedPair",
+    "DeepMarkovModel",
+    "HierarchicalVAE",
+    "SemiSupervisedVAE",
+    "VariationalRNN",
+    "VeryDeepVAE",
+    "classify",
+    "forecast",
+]

@@ -61,9 +61,10 @@ class HierarchicalVAE(ComposedPair):
             in the state; or a list, one for each level from the data upwards.
         likelihood: p(x | params); Bernoulli() by default.
         guide: family at every level, MeanField() by default, or a list.
-        encoder: network of every step up, MLP([width]) by default, or a list.
+        encoder: network of every step up, MLP([width], "SiLU", init="glorot") by default, or a list: each entry adds to the
+            depth that a gradient goes through, so how weights start decides how fast the ladder learns.
         decoder: network of every step down, likewise.
-        merge: network from (h_t, d_t) to the guide's params, likewise; for "top-down" alone.
+        merge: network from (h_t, d_t) to the guide's params, linear by default, or a list; for "top-down" alone.
         condition: network of y, as for VAE: x's first encoder and last decoder read y too.
         conditional_prior: whether all steps down, and the highest prior, read y as well.
 
@@ -110,15 +111,18 @@ class HierarchicalVAE(ComposedPair):
         posteriors = self._copies("guide", Guide, MeanField)
         for posterior in posteriors:
             if type(posterior).refine is not Guide.refine:
-                raise InputError(f"guide={posterior!r} seeks z in the whole joint, which a level can't; use MeanField().")
+                raise InputError(
+                    f"guide={posterior!r} seeks z in the whole joint, which a level can't; use MeanField()."
+                )
             if not posterior.evaluable:
                 raise InputError(
                     f"guide={posterior!r} has a density at its own draws alone, which does not do where latents depend on "
                     "each other; use guides.InverseAutoregressive() or guides.MeanField()."
                 )
-        network = lambda: MLP([self.width])  # noqa: E731
+        network = lambda: MLP([self.width], "SiLU", init="glorot")  # noqa: E731
+        linear = lambda: MLP([], init="glorot")  # noqa: E731
         encoders, decoders = (self._copies(name, Network, network) for name in ("encoder", "decoder"))
-        merges = self._copies("merge", Network, network) if self.order == "top-down" else [None] * len(encoders)
+        merges = self._copies("merge", Network, linear) if self.order == "top-down" else [None] * len(encoders)
         given = self._patterns["prior"]
         if isinstance(given, (list, tuple)):
             priors = self._copies("prior", Prior, StandardNormal)

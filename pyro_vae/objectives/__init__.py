@@ -18,9 +18,10 @@ from pyro_vae.objectives.bounds import (
 )
 from pyro_vae.objectives.divergences import WAE, BetaTC, Capacity, FreeBits, InfoVAE
 from pyro_vae.objectives.elbo import ELBO, Annealed, Beta, EnumeratedELBO, MeanFieldELBO
+from pyro_vae.objectives.labels import Classified, LeaveOneOut
 
 __all__ = [
-    "CIWAE", "ELBO", "IWAE", "MIWAE", "PIWAE", "VIMCO", "WAE", "Annealed", "Beta", "BetaTC", "Capacity", "DReG",
-    "EnumeratedELBO", "FreeBits", "InfoVAE", "MeanFieldELBO", "Objective", "Renyi", "ReweightedWakeSleep",
+    "CIWAE", "ELBO", "IWAE", "MIWAE", "PIWAE", "VIMCO", "WAE", "Annealed", "Beta", "BetaTC", "Capacity", "Classified",
+    "DReG", "EnumeratedELBO", "FreeBits", "InfoVAE", "LeaveOneOut", "MeanFieldELBO", "Objective", "Renyi", "ReweightedWakeSleep",
     "StickingTheLanding",
 ]  # fmt: skip
