@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.harness import Options, environment, say
 
-PARTS = ("step", "epoch", "importance", "memory", "generate", "startup")
+PARTS = ("step", "models", "epoch", "importance", "memory", "generate", "startup")
 MODULES = {"generate": "generation"}
 
 

@@ -49,8 +49,9 @@ def _machine(report: dict[str, Any]) -> Iterable[str]:
     )
     yield "| a training step, in ms | " + " | ".join(STEP.values()) + " |"
     yield "|---" * (len(STEP) + 1) + "|"
-    for case in _cases(report, "step"):
-        rows = {row["contender"]: row for row in report["rows"] if (row["part"], row["case"]) == ("step", case)}
+    steps = [(part, case) for part in ("step", "models") for case in _cases(report, part)]
+    for part, case in steps:
+        rows = {row["contender"]: row for row in report["rows"] if (row["part"], row["case"]) == (part, case)}
         cells = [_cell(rows[name], rows["pyro.infer.SVI"]) if name in rows else "" for name in STEP]
         yield f"| {case} | " + " | ".join(cells) + " |"
     yield "\n| | | figure | times the first |"

@@ -2,8 +2,7 @@
 
     python examples/mnist_hierarchical.py --data-root FOLDER_WITH_MNIST
 
-Prints both test log-likelihoods, the difference image by image with its standard error, and each level's KL. Sønderby et
-al. 2016 report −81.7 nats for five levels with batch normalisation (5,000 samples, 2,000 epochs); this is a short run.
+Prints both test log-likelihoods, the difference image by image with its standard error, and each level's KL.
 """
 
 import argparse

@@ -36,7 +36,7 @@ y, y_test = mnist.train.y.long(), mnist.test.y
 start, busy = time.perf_counter(), time.process_time()
 
 pyro.set_rng_seed(0)
-m1 = VAE((784,), latent_dim=50, encoder=layers(500, 500), decoder=layers(500, 500))
+m1 = VAE((784,), latent_dim=50, encoder=networks.MLP([500]), decoder=networks.MLP([500]))
 fit(m1, images["train"], epochs=args.m1_epochs, batch_size=200, lr=2e-3, schedule="cosine", binarize="dynamic", seed=0)
 codes, test_codes = (encode(m1, images[part].batch(slice(None))[0]) for part in ("train", "test"))
 # Dimensions that M1 leaves at the prior say nothing of x.

@@ -492,8 +492,11 @@ def _score_and_show(
         test = splits.test.with_binarize(frozen, kept["seed"])
         score = log_likelihood(pair, test, samples, seed=kept["seed"], progress=progress)
         terms = elbo_terms(pair, test, num_samples=10, seed=kept["seed"])
-        _write_scores(score, terms, kept, target)
+        misread = _misread(pair, test)
+        _write_scores(score, terms, kept, target, misread)
         rows = _score_rows(score, terms, splits.event_shape, frozen, kept["seed"])
+        if misread is not None:
+            rows.append(("test error", f"{100 * misread:.2f} % of the labels"))
     if result is not None:
         seconds = sum(row["seconds"] for row in result.history)
         rows.append(
@@ -508,6 +511,15 @@ def _score_and_show(
         rows.append(("figures", str(out / "figures")))
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+
+
+def _misread(pair: Any, test: Any) -> float | None:
+    """The share of the test set whose label a semi-supervised model gets wrong."""
+    if not getattr(pair, "labels_may_miss", False) or test.y is None:
+        return None
+    from pyro_vae.models import classify
+
+    return (classify(pair, test).argmax(-1).cpu() != test.y.cpu()).double().mean().item()
 
 
 def _score_rows(score: Any, terms: Any, shape: Any, frozen: str, seed: int) -> list[tuple[str, str]]:
@@ -533,7 +545,9 @@ def _score_rows(score: Any, terms: Any, shape: Any, frozen: str, seed: int) -> l
     return rows + [("note", note) for note in score.notes]
 
 
-def _write_scores(score: Any, terms: Any, kept: dict[str, Any], target: Path | None) -> None:
+def _write_scores(
+    score: Any, terms: Any, kept: dict[str, Any], target: Path | None, misread: float | None = None
+) -> None:
     if target is None:
         return
     from pyro_vae.files import write_text
@@ -558,6 +572,8 @@ def _write_scores(score: Any, terms: Any, kept: dict[str, Any], target: Path | N
         "binarize": kept["binarize"],
         "seed": kept["seed"],
     }
+    if misread is not None:
+        content["error"] = misread
     write_text(target, json.dumps(content, indent=2) + "\n")
 
 

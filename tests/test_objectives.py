@@ -769,6 +769,7 @@ def test_one_site_is_annealed_alone():
 def test_none_is_missing():
     named = {type(objective) for objective in ALL}
     public = {getattr(objectives, n) for n in objectives.__all__} - {Objective}
+    public -= {objectives.Classified, objectives.LeaveOneOut}  # in test_semisupervised.py, with the pair they are for
     assert named == public
 
 

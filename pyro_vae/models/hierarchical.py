@@ -190,11 +190,12 @@ class HierarchicalVAE(ComposedPair):
         pyro.module(self.name, self)
         c = self.context(y)
         with pyro.plate("data", len(x), dim=-1):
-            h, above = self.start, c if self.conditional_prior else None
+            h, above = self.start, (c,) if self.conditional_prior else ()
             for t, level in enumerate(self.levels):
-                z = pyro.sample(f"z_{t}", level.prior(above))
+                z = pyro.sample(f"z_{t}", level.prior(*above))
                 if level is not self.levels[-1]:
-                    h = above = self.step_down(level, h, z, c)
+                    h = self.step_down(level, h, z, c)
+                    above = (h,)
             pyro.sample("x", self.p_x(h, z, c), obs=x)
 
     def guide(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:

@@ -118,7 +118,7 @@ class VAE(ComposedPair):
     def p_z(self, y: torch.Tensor | None = None) -> TorchDistribution:
         """p(z), or p(z | y) where the prior is given y."""
         c = self.context(y)
-        return self.prior(c if self.conditional_prior else None)
+        return self.prior(c) if self.conditional_prior else self.prior()
 
     def p_x(self, z: torch.Tensor, y: torch.Tensor | None = None) -> TorchDistribution:
         """p(x | z) or p(x | z, y), batch shape (..., N) for z of shape (..., N, latent_dim)."""
