@@ -22,6 +22,6 @@ from pyro_vae.objectives.labels import Classified, LeaveOneOut
 
 __all__ = [
     "CIWAE", "ELBO", "IWAE", "MIWAE", "PIWAE", "VIMCO", "WAE", "Annealed", "Beta", "BetaTC", "Capacity", "Classified",
-    "DReG", "EnumeratedELBO", "FreeBits", "InfoVAE", "LeaveOneOut", "MeanFieldELBO", "Objective", "Renyi", "ReweightedWakeSleep",
-    "StickingTheLanding",
+    "DReG", "EnumeratedELBO", "FreeBits", "InfoVAE", "LeaveOneOut", "MeanFieldELBO", "Objective", "Renyi",
+    "ReweightedWakeSleep", "StickingTheLanding",
 ]  # fmt: skip
