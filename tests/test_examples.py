@@ -48,6 +48,7 @@ def test_swap(tmp_path):
     [
         ("conditional", ["--samples", "5"], "log p(rest | quadrant)", ["classes", "quadrants"]),
         ("hierarchical", ["--samples", "5"], "KL by level: z_0", ["levels"]),
+        ("semisupervised", [], "misread", ["styles"]),
         ("sequences", ["--samples", "5"], "nats per row", ["forecasts"]),
         ("very_deep", ["--levels", "2"], "bits/dim", ["levels"]),
     ],
