@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 
 from benchmarks import pairs, torch_peers
@@ -20,6 +21,7 @@ from pyro_vae.networks import MLP
 PART = "epoch"
 REFERENCE = "Pyro's tutorial loop, 1 worker"
 SLICED = "Pyro SVI, batches sliced in memory"
+PYTHAE = "Pythae, BaseTrainer"
 OURS = "pyro_vae.fit, dynamic binarisation"
 
 
@@ -47,12 +49,16 @@ def run(options: Options) -> list[Row]:
         turns = {name: turn(name) for name in loops} | {OURS: fit_turn}
         figures = interleave(turns, options.rounds)
     losses[OURS] = [fits[0]["history"][0]["loss"]]
+    # Pythae's KL is exact, and without the noise of a drawn one the first epoch ends 2 % lower, in Pyro as there.
+    wanted = {PYTHAE: _sliced_loop(images, pyro.infer.TraceMeanField_ELBO())()} if PYTHAE in losses else {}
     figures["… its first epoch, compiling"] = [made["history"][0]["seconds"] for made in fits]
     figures["… first epoch and all set-up"] = [made["first"] for made in fits]
     made = rows(PART, case, figures, reference)
     for row in made:
         if row.contender in losses:
-            compare(row, losses[row.contender][0], losses[reference][0], "first epoch's loss")
+            compare(
+                row, losses[row.contender][0], wanted.get(row.contender, losses[reference][0]), "first epoch's loss"
+            )
         if row.contender == OURS:
             row.note = f"how: {fits[-1]['how']}"
     return made + extra
@@ -82,7 +88,7 @@ def _loops(options: Options, images: torch.Tensor, folder: Path, lacking: list[s
     if "pythae" not in lacking:
         from benchmarks import pythae_peers
 
-        loops["Pythae, BaseTrainer"] = pythae_peers.epoch(_fresh(), images, folder)
+        loops[PYTHAE] = pythae_peers.epoch(_fresh(), images, folder)
     say(f"{PART}: {', '.join(loops)}")
     return {name: loops[name] for name in sorted(loops, key=lambda name: (name != REFERENCE, name != SLICED))}
 
@@ -108,9 +114,9 @@ def _tutorial_loop(options: Options, count: int, workers: int) -> Callable[[], f
     return epoch
 
 
-def _sliced_loop(images: torch.Tensor) -> Callable[[], float]:
+def _sliced_loop(images: torch.Tensor, objective: Any = None) -> Callable[[], float]:
     """What a careful user of Pyro writes: all images in one tensor, batches cut from it by index."""
-    step = torch_peers.pyro_step(_fresh())
+    step = torch_peers.pyro_step(_fresh(), objective)
 
     def epoch() -> float:
         order = torch.randperm(len(images))
