@@ -422,6 +422,9 @@ def sample(arguments: list[str]) -> None:
     _add_run_options(parser)
     parser.add_argument("-n", "--num_samples", "--num-samples", type=int, default=64, help="how many")
     parser.add_argument("--mean", action="store_true", help="E[x | z] in place of a draw of x")
+    parser.add_argument(
+        "--labels", type=int, nargs="+", default=None, help="of the samples, in turn; each label in turn by default"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--out", type=str, default=None, help="file to write; RUN/samples.png by default")
     config = parser.parse_args(arguments)
@@ -432,9 +435,28 @@ def sample(arguments: list[str]) -> None:
     target = Path(config.out) if config.out else Path(config.run) / "samples.png"
     one_of("the ending of --out", target.suffix, [".png", ".npy", ".pt"])
     pair = _loaded(config)
-    drawn = generate(pair, config.num_samples, output="mean" if config.mean else "sample", seed=config.seed)
+    output, y = "mean" if config.mean else "sample", _labels_in_turn(pair, config)
+    drawn = generate(pair, config.num_samples, output=output, condition=y, seed=config.seed)
     _write_samples(drawn.cpu(), target)
     print(f"{config.num_samples} samples of shape {tuple(drawn.shape[1:])}: {target}")
+
+
+def _labels_in_turn(pair: Any, config: Any) -> Any:
+    """y of each sample, or None for a pair that needs none."""
+    takes_labels, needed = getattr(pair, "takes_labels", False), getattr(pair, "num_conditions", 0)
+    if config.labels is None and not needed:
+        return None
+    if not takes_labels:
+        if config.labels is None:
+            raise CommandError(
+                f"{config.run} is a model of x given y, and y is no label; draw from it in Python, with "
+                "generate(load(RUN), num_samples, condition=y)."
+            )
+        raise CommandError(f"--labels: {config.run} is no model of x and a label.")
+    import torch
+
+    labels = torch.tensor(config.labels if config.labels is not None else range(pair.condition.num_labels))
+    return labels[torch.arange(config.num_samples) % len(labels)]
 
 
 def _add_run_options(parser: Any) -> None:

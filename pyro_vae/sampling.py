@@ -58,6 +58,7 @@ def generate(
     one_of("output", output, ["sample", "mean"])
     tempered = Tempered(temperature)
     batch = blank_batch(pair, num_samples, like, condition)
+    _check_condition(pair, batch)
     with evaluating(pair), _random_state(batch[0].device, seed), tempered:
         observed = _regenerate(pair, batch)
     return _shaped(pair, {name: _output(site, output) for name, site in observed.items()}, batch)
@@ -94,6 +95,7 @@ def reconstruct(
         positive_int("keep", keep)
     tempered = Tempered(temperature)
     batch = _to_device(pair, as_batch(x))
+    _check_condition(pair, batch)
     remember(pair, batch)
     with evaluating(pair), _random_state(batch[0].device, seed):
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
@@ -124,6 +126,7 @@ def encode(pair: Any, x: Any, *, batch_size: int = 8192) -> TorchDistribution | 
     batch = _to_device(pair, as_batch(x))
     if not len(batch[0]):
         raise InputError("x is empty: there is nothing to encode.")
+    _check_condition(pair, batch)
     remember(pair, batch)
     with evaluating(pair):
         few = tuple(t[:3] for t in batch)
@@ -224,6 +227,11 @@ def _random_state(device: torch.device, seed: int | None) -> Any:
 def _to_device(pair: Any, batch: Batch) -> Batch:
     device = device_of(pair, batch[0].device)
     return tuple(t.to(device) for t in batch)
+
+
+def _check_condition(pair: Any, batch: Batch) -> None:
+    if hasattr(pair, "check_condition"):
+        pair.check_condition(*batch[1:])
 
 
 def _regenerate(pair: Any, batch: Batch, guide_trace: poutine.Trace | None = None) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+import pyro_vae
 from pyro_vae import cli
 from pyro_vae.cli import main
 
@@ -77,6 +78,25 @@ def test_sample_writes_pictures_and_numbers(run, trained):
     assert Path("s.png").read_bytes()[:4] == b"\x89PNG"
     assert run("sample", trained, "-n", "3", "--out", "s.npy")[0] == 0
     assert "s.jpg" not in run("sample", trained, "--out", "s.jpg")[1]
+
+
+def test_a_conditional_run_is_sampled_by_label(run, trained):
+    condition = ["--model.condition", "Labels", "--model.condition.num_labels", "10"]
+    assert run("train", *QUICK, *condition, "--out", "given")[0] == 0
+    assert run("sample", "given", "-n", "12", "--out", "each.pt", "--mean", "--labels", *range(10))[0] == 0
+    assert run("sample", "given", "-n", "12", "--out", "turns.pt", "--mean")[0] == 0
+    each, turns = (torch.load(name, weights_only=True) for name in ("each.pt", "turns.pt"))
+    assert torch.equal(each, turns)
+    pair = pyro_vae.load("given")
+    y = torch.arange(12) % 10
+    assert torch.allclose(each, pyro_vae.generate(pair, 12, output="mean", condition=y, seed=0))
+    assert run("sample", "given", "-n", "4", "--out", "threes.pt", "--mean", "--labels", "3")[0] == 0
+    threes = pyro_vae.generate(pair, 4, output="mean", condition=torch.full((4,), 3), seed=0)
+    assert torch.allclose(torch.load("threes.pt", weights_only=True), threes)
+    status, _, err = run("sample", "given", "--labels", "3", "12")
+    assert status == 2
+    assert "12 is no label; wanted are 0 to 9" in err
+    assert "--labels" in run("sample", trained, "--labels", "3")[2]
 
 
 def test_a_runs_config_trains_the_same_again(run, trained):

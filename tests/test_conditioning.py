@@ -11,6 +11,7 @@ from pyro_vae import (
     VAE,
     HierarchicalVAE,
     elbo_terms,
+    encode,
     fit,
     generate,
     guides,
@@ -56,6 +57,17 @@ def test_labels_are_one_hot_and_checked():
     ):
         with pytest.raises(InputError, match=message):
             net.check(bad)
+
+
+@pytest.mark.parametrize(
+    "call", [log_likelihood, elbo_terms, encode, reconstruct, "generate"], ids=lambda c: getattr(c, "__name__", c)
+)
+def test_a_label_that_is_none_is_refused_wherever_y_is_given(call):
+    """One-hot coded it would be all zeros: a number would come out, of no model."""
+    vae, (x, y) = small(), labelled(4)
+    y[3] = 3
+    with pytest.raises(InputError, match=r"y\[3\] = 3 is no label; wanted are 0 to 2"):
+        generate(vae, 4, condition=y) if call == "generate" else call(vae, (x, y))
 
 
 def test_features_read_any_shape():

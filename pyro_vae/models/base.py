@@ -131,8 +131,17 @@ class ComposedPair(nn.Module):
                 "model."
             )
         self.likelihood.check(x)
-        for y in further:
-            self.condition.check(y)
+        self.check_condition(*further)
+
+    def check_condition(self, *further: torch.Tensor) -> None:
+        """Refuses values of y that have no meaning here.
+
+        Args:
+            further: y, shape (N, *y_shape), where the model is conditioned on it.
+        """
+        if self.condition is not None:
+            for y in further:
+                self.condition.check(y)
 
     def __repr__(self) -> str:
         said = ", ".join(

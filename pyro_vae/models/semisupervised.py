@@ -195,6 +195,10 @@ class SemiSupervisedVAE(ComposedPair):
         for y in further:
             if y.shape != x.shape[:1]:
                 raise InputError(f"y has shape {tuple(y.shape)}, but wanted is one label a datum, ({len(x)},).")
+        self.check_condition(*further)
+
+    def check_condition(self, *further: torch.Tensor) -> None:
+        for y in further:
             known = (y[:, None] == self.classes).any(-1) | (y == -1)
             if (wrong := (~known).nonzero()).numel():
                 at = int(wrong[0])
