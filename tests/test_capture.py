@@ -326,6 +326,23 @@ def test_bfloat16_is_for_products_alone():
             assert node.meta["val"].dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("compiler", "set_by_the_user", "trusted"),
+    [("true", None, True), ("false", None, False), ("true", False, False), ("true", True, False)],
+    ids=["knows the flags", "does not", "user's no", "user's yes"],
+)
+def test_trial_compilations_are_left_out_where_the_compiler_knows_the_flags(
+    compiler, set_by_the_user, trusted, monkeypatch
+):
+    """`true` and `false` are programs that take any flag and none."""
+    from torch._inductor import config, cpp_builder
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: compiler)
+    monkeypatch.setattr(lowering, "_vector_instructions", lowering._vector_instructions.__wrapped__)
+    with config.patch({"cpp.vec_isa_ok": set_by_the_user}):
+        assert lowering._vector_instructions() == ({"cpp.vec_isa_ok": True} if trusted else {})
+
+
 def test_a_graph_that_inductor_refuses_is_a_capture_error(monkeypatch):
     import torch._inductor
 
