@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from pyro_vae import data, elbo_terms, encode, fit, generate, likelihoods, load, log_likelihood, reconstruct, save
 from pyro_vae.checks import InputError
 from pyro_vae.cli import main
+from pyro_vae.models.blocks import Bottleneck
 from pyro_vae.models.very_deep import VeryDeepVAE
 from pyro_vae.pair import log_prob, trace_pair
 from pyro_vae.saving import build
@@ -89,9 +90,17 @@ def test_starts_as_the_paper_says():
     assert all(not p.any() for n, p in pair.named_parameters() if n.endswith("bias"))
     torch.manual_seed(0)
     many = small(decoder="1x1,4m1,4x30,8m4")
-    bounds = [level.residual.layers[-1].weight.abs().max() for level in many.top_down]
-    assert max(bounds) <= math.sqrt(1 / 33) / math.sqrt(2)  # torch's bound for 2 planes, times the gain
-    assert max(bounds) > 0.9 * math.sqrt(1 / 33) / math.sqrt(2)
+    weights = torch.cat([level.residual.layers[-1].weight.flatten() for level in many.top_down])
+    # He's standard deviation for 2 planes times the gain; 528 weights, so 5 of the estimate's own standard errors.
+    wanted = math.sqrt(2 / 2) * math.sqrt(1 / 33)
+    assert weights.std().item() == pytest.approx(wanted, rel=5 / math.sqrt(2 * 528))
+
+
+def test_a_bottleneck_keeps_the_scale_of_what_it_reads():
+    """A GELU leaves 0.425 of a normal's second moment, the weights double it: four times, so 0.85^2 = 0.72 of the scale."""
+    torch.manual_seed(0)
+    made = Bottleneck(64, 64, 64, torch.Size([8, 8]))(torch.randn(16, 64, 8, 8))
+    assert 0.5 < made.std() < 1
 
 
 @pytest.mark.parametrize(
@@ -210,6 +219,9 @@ def quadrature(pair: VeryDeepVAE, x: torch.Tensor, nodes: int) -> torch.Tensor:
 def test_likelihood_equals_quadrature():
     """Importance sampling within 4 standard errors of log p(x) at 4 images: fails by chance once in 4,000 seeds."""
     pair = small((1, 2, 2), encoder="2x1,2d2", decoder="1x1,2m1", width=4, latent_channels=1, bottleneck=1.0).double()
+    with torch.no_grad():  # weights at which ten nodes are enough
+        for parameter in pair.parameters():
+            parameter.mul_(0.5)
     shaken(pair, 0.25)
     with torch.no_grad():  # a guide that is wide enough for weights of finite variance
         for level in pair.top_down:
@@ -246,7 +258,7 @@ def test_particles_to_the_left():
 
 
 def test_terms_by_site_and_how_they_start():
-    """At the start every level's KL is finite and below a nat a latent number; terms add up."""
+    """At the start every level's KL is finite and below a nat a latent number, pixels are near a coin's; terms add up."""
     pair = small()
     terms = elbo_terms(pair, binary(64, 1, 8, 8), num_samples=20)
     sizes = {"z_0": 2, "z_1": 32, "z_2": 32, "z_3": 128}
@@ -321,7 +333,7 @@ def test_saved_and_loaded(tmp_path):
 
 def test_temperature_scales_every_level():
     """At temperature 0 every draw of z is its mean, and images differ by x's noise alone."""
-    pair = shaken(small(likelihood=likelihoods.Normal(scale=0.5)), 0.5)
+    pair = shaken(small(likelihood=likelihoods.Normal(scale=0.5)))
     spread = [generate(pair, 200, output="mean", temperature=t, seed=0).std(0).mean().item() for t in (1e-6, 0.5, 1.0)]
     assert spread[0] < 1e-4
     assert spread[0] < 0.8 * spread[1] < 0.8 * spread[2]
@@ -329,7 +341,7 @@ def test_temperature_scales_every_level():
 
 def test_upper_levels_kept_and_lower_ones_redrawn():
     """E[x | z] moves with the seed as far as the kept levels leave it free; the guide's draws are those of one seed."""
-    pair = shaken(small(likelihood=likelihoods.Normal(scale=0.5)), 0.5)
+    pair = shaken(small(likelihood=likelihoods.Normal(scale=0.5)))
     x = torch.randn(20, 1, 8, 8)
     every = reconstruct(pair, x, seed=0)
     torch.testing.assert_close(reconstruct(pair, x, keep=4, seed=0), every)
