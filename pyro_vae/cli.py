@@ -443,19 +443,20 @@ def sample(arguments: list[str]) -> None:
 
 def _labels_in_turn(pair: Any, config: Any) -> Any:
     """y of each sample, or None for a pair that needs none."""
-    takes_labels, needed = getattr(pair, "takes_labels", False), getattr(pair, "num_conditions", 0)
-    if config.labels is None and not needed:
-        return None
-    if not takes_labels:
-        if config.labels is None:
+    needed = getattr(pair, "num_conditions", 0)
+    if not getattr(pair, "takes_labels", False):
+        if config.labels is not None:
+            raise CommandError(f"--labels: {config.run} is no model of x and a label.")
+        if needed:
             raise CommandError(
                 f"{config.run} is a model of x given y, and y is no label; draw from it in Python, with "
                 "generate(load(RUN), num_samples, condition=y)."
             )
-        raise CommandError(f"--labels: {config.run} is no model of x and a label.")
+    if config.labels is None and not needed:
+        return None
     import torch
 
-    labels = torch.tensor(config.labels if config.labels is not None else range(pair.condition.num_labels))
+    labels = torch.tensor(config.labels or range(pair.condition.num_labels))
     return labels[torch.arange(config.num_samples) % len(labels)]
 
 

@@ -73,7 +73,7 @@ def has_compiler(device: torch.device) -> bool:
 
 @functools.cache
 def _vector_instructions() -> dict[str, Any]:
-    """Spares Inductor its trial compilations of each set of vector instructions, a third of a first compilation.
+    """Spares Inductor its trial compilations of each set of vector instructions, a quarter of a first compilation.
 
     Which sets the processor has, torch knows; what is left to see is that the compiler takes their flags.
     """

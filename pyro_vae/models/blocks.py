@@ -23,8 +23,8 @@ from pyro_vae.checks import InputError
 # A learned map larger than this would hold most of a model's parameters (Child 2020, appendix, on 256 × 256 images).
 BIASED_UP_TO = 64
 
-# What q(z | x) starts at says a little of x, so that its gradient has a direction, and costs few nats: at 0.3 and above
-# training begins by unlearning it, and levels collapse.
+# What q(z | x) starts at says a little of x, so that its gradient has a direction, and costs few nats. At 0.3 training
+# begins by unlearning it: four levels on 16 × 16 ended 5 nats lower, most of their KL gone.
 START = 0.03
 
 
