@@ -112,7 +112,7 @@ def train(arguments: list[str]) -> None:
     splits = _labelled(splits, pair, config.labels)
     binarize = _binarisation(config.binarize, pair, splits.train)
     if hasattr(pair, "start_at"):
-        pair.start_at(_mean(splits.train))
+        pair.start_at(_mean(splits.train, pair))
     kept = _kept(config, binarize)
     print(
         f"data {splits.name}: {len(splits.train)} to train, {len(splits.validation)} to validate, "
@@ -266,13 +266,13 @@ def _labelled(splits: Any, pair: Any, kept: int | None) -> Any:
     )
 
 
-def _mean(examples: Any) -> Any:
-    """The mean of x over up to 16,384 data, missing values left out."""
+def _mean(examples: Any, pair: Any) -> Any:
+    """The mean of x over up to 16,384 data, missing values and what is beyond a sequence's end left out."""
     import torch
 
     rows = []
-    for _, (x, *_) in examples.batches(1024):
-        rows.append(x)
+    for _, (x, *further) in examples.batches(1024):
+        rows.append(pair.ended(x, *further, beyond=torch.nan) if hasattr(pair, "ended") and further else x)
         if len(rows) == 16:
             break
     return torch.cat(rows).nanmean(0)

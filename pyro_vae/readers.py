@@ -28,6 +28,9 @@ _X = {"x", "images", "image", "data", "inputs", "samples", "arr", ""}
 _Y = {"y", "label", "labels", "target", "targets", "class", "classes"}
 
 
+_LENGTHS = {"length", "lengths"}
+
+
 def read_file(path: Path) -> dict[str, Examples]:
     """The parts that a file holds, by the names of its arrays or columns."""
     suffix = path.suffix.lower()
@@ -46,7 +49,11 @@ def read_file(path: Path) -> dict[str, Examples]:
         if kind in parts.setdefault(part, {}):
             raise InputError(f"{path} holds {', '.join(named)}: two of them could be {kind} of the {part} part.")
         parts[part][kind] = named[name]
-    return {part: from_tensors((arrays["x"],), arrays.get("y")) for part, arrays in parts.items() if "x" in arrays}
+    return {
+        part: from_tensors([arrays[kind] for kind in ("x", "lengths") if kind in arrays], arrays.get("y"))
+        for part, arrays in parts.items()
+        if "x" in arrays
+    }
 
 
 def _roles(named: dict[str, Any], path: Path) -> dict[str, tuple[str, str]]:
@@ -64,8 +71,8 @@ def _roles(named: dict[str, Any], path: Path) -> dict[str, tuple[str, str]]:
 def _role(name: str) -> tuple[str, str] | None:
     part, kind = "train", "x"
     for word in re.split(r"[^a-z]+", name.lower()):
-        part, kind = PARTS.get(word, part), "y" if word in _Y else kind
-        if word not in {*PARTS, *_X, *_Y}:
+        part, kind = PARTS.get(word, part), "y" if word in _Y else "lengths" if word in _LENGTHS else kind
+        if word not in {*PARTS, *_X, *_Y, *_LENGTHS}:
             return None
     return part, kind
 

@@ -99,6 +99,20 @@ def test_a_conditional_run_is_sampled_by_label(run, trained):
     assert "--labels" in run("sample", trained, "--labels", "3")[2]
 
 
+def test_sequences_in_a_file_are_trained_on_and_scored_with_their_lengths(run):
+    x = torch.randn(40, 4, 2, generator=torch.Generator().manual_seed(0))
+    lengths = torch.arange(40) % 4 + 1
+    for name, beyond in (("zeros", 0.0), ("other", 9.0)):  # what is beyond an end is not looked at
+        padded = x.where((torch.arange(4) < lengths[:, None])[..., None], torch.tensor(beyond))
+        torch.save({"x": padded, "lengths": lengths}, f"{name}.pt")
+        words = ["--data", f"{name}.pt", "--model", "DeepMarkovModel", "--model.likelihood", "Normal"]
+        assert run("train", *QUICK, *words, "--out", name)[0] == 0
+    assert json.loads(read("zeros/test.json"))["elbo"] == pytest.approx(json.loads(read("other/test.json"))["elbo"])
+    status, _, err = run("train", *QUICK, "--data", "zeros.pt", "--out", "vae")
+    assert status == 2
+    assert "the batch holds 2 tensors" in err
+
+
 def test_a_runs_config_trains_the_same_again(run, trained):
     status, _, _ = run("train", "--config", trained / "config.yaml", "--quiet", "--out", "again")
     assert status == 0

@@ -404,6 +404,19 @@ def test_named_parts_of_a_file_are_respected(tmp_path):
     assert load(tmp_path / "one.npz").event_shape == (3,)
 
 
+def test_lengths_in_a_file_go_with_their_sequences(tmp_path):
+    x = np.random.default_rng(0).normal(size=(40, 5, 2)).astype("float32")
+    lengths = np.arange(40) % 5 + 1
+    np.savez(tmp_path / "some.npz", x=x, lengths=lengths, y=np.arange(40))
+    np.savez(tmp_path / "parts.npz", x=x, lengths=lengths, x_test=x[:4], test_lengths=lengths[:4])
+    splits = load(tmp_path / "some.npz")
+    for part in (splits.train, splits.validation, splits.test):
+        batch, its_lengths = part.batch(slice(None))
+        assert torch.equal(its_lengths, part.y % 5 + 1)
+        assert torch.equal(batch, torch.from_numpy(x)[part.y])
+    assert load(tmp_path / "parts.npz").test.extras[0].tolist() == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("text", "shape", "labels"),
     [

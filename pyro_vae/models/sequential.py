@@ -104,9 +104,9 @@ class SequentialPair(ComposedPair, ABC):
         """Sets the emission's output biases so that each step starts at the data's mean, if both can say how.
 
         Args:
-            mean: of the data, shape (T, *step_shape).
+            mean: of the data, shape (T, *step_shape); NaN where no sequence reaches a step.
         """
-        bias = self.likelihood.start(mean.mean(0))
+        bias = self.likelihood.start(mean.nanmean(0))
         return bias is not None and self.emission.start_output(bias)
 
     def joined_outputs(
@@ -114,10 +114,12 @@ class SequentialPair(ComposedPair, ABC):
     ) -> torch.Tensor:
         """Values at the sites x_1, ..., x_T as sequences (N, T, *step_shape), zero beyond their lengths."""
         values = torch.stack([outputs[f"x_{t}"] for t in range(1, len(outputs) + 1)], dim=1)
-        if lengths is None:
-            return values
-        there = torch.arange(1, values.shape[1] + 1, device=lengths.device) <= lengths.unsqueeze(-1)
-        return values.where(there.reshape(*there.shape, *(1,) * len(self.step_shape)), torch.zeros_like(values))
+        return values if lengths is None else self.ended(values, lengths)
+
+    def ended(self, x: torch.Tensor, lengths: torch.Tensor, beyond: float = 0.0) -> torch.Tensor:
+        """x (N, T, *step_shape) with one value at all steps beyond each sequence's length, (N,)."""
+        there = torch.arange(1, x.shape[1] + 1, device=lengths.device) <= lengths.unsqueeze(-1)
+        return x.where(there.reshape(*there.shape, *(1,) * len(self.step_shape)), torch.full_like(x, beyond))
 
     def check(self, x: torch.Tensor, *further: torch.Tensor) -> None:
         if len(further) > 1:
