@@ -88,3 +88,17 @@ def first_sentence(error: BaseException) -> str:
     """The error's first sentence in one line; torch's run to a page."""
     text = " ".join(str(error).split()) or type(error).__name__
     return re.split(r"(?<=[a-z])\. ", text)[0][:200].rstrip(". ")
+
+
+def check_lengths(lengths: torch.Tensor, num_data: int, longest: int) -> None:
+    """Refuses lengths that are not whole numbers from 1 to `longest`, one for each of `num_data` sequences.
+
+    Raises:
+        InputError: naming the first such entry.
+    """
+    if lengths.shape != (num_data,):
+        raise InputError(f"lengths has shape {tuple(lengths.shape)}, but x holds {num_data} sequences: ({num_data},).")
+    bad = ((lengths < 1) | (lengths > longest) | (lengths != lengths.round())).nonzero()
+    if len(bad):
+        n = bad[0].item()
+        raise InputError(f"lengths[{n}] = {lengths[n].item():g} must be a whole number from 1 to T={longest}.")

@@ -138,9 +138,9 @@ def load(
     into 1,293 to train, 144 to validate and 360 to test. The other names are torchvision's, with their own
     test part (CelebA: validation part too); any class of `torchvision.datasets` that has both parts can be
     named. A file is .npy, .npz, .pt, .csv or .parquet, whose arrays or columns may be named x, y, x_train,
-    test_labels ...; where one is named lengths, of sequences, batches are (x, lengths). A folder holds
-    pictures: in subfolders that are classes, or in train/ and test/, or neither. A part that is missing is a
-    tenth of the training data (at most 10,000 where the set has a test part).
+    test_labels ...; where a .npz or .pt holds lengths too, x are sequences and batches (x, lengths). A folder
+    holds pictures: in subfolders that are classes, or in train/ and test/, or neither. A part that is missing
+    is a tenth of the training data (at most 10,000 where the set has a test part).
 
     Args:
         source: one of `NAMES`, or the path of a file or folder.

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.checks import InputError, first_sentence
+from pyro_vae.checks import InputError, check_lengths, first_sentence
 from pyro_vae.examples import Examples
-from pyro_vae.streams import from_tensors
+from pyro_vae.streams import as_tensor, from_tensors
 
 PARTS = {"train": "train", "training": "train", "test": "test"}
 
@@ -28,7 +28,7 @@ _X = {"x", "images", "image", "data", "inputs", "samples", "arr", ""}
 _Y = {"y", "label", "labels", "target", "targets", "class", "classes"}
 
 
-_LENGTHS = {"length", "lengths"}
+_LENGTHS = {"lengths"}
 
 
 def read_file(path: Path) -> dict[str, Examples]:
@@ -49,11 +49,24 @@ def read_file(path: Path) -> dict[str, Examples]:
         if kind in parts.setdefault(part, {}):
             raise InputError(f"{path} holds {', '.join(named)}: two of them could be {kind} of the {part} part.")
         parts[part][kind] = named[name]
+    parts = {part: arrays for part, arrays in parts.items() if "x" in arrays}
+    if len({"lengths" in arrays for arrays in parts.values()}) > 1:
+        lacking = ", ".join(part for part, arrays in parts.items() if "lengths" not in arrays)
+        raise InputError(f"{path} holds lengths, but none for the {lacking} part.")
     return {
-        part: from_tensors([arrays[kind] for kind in ("x", "lengths") if kind in arrays], arrays.get("y"))
+        part: from_tensors(_sequences(**arrays) if "lengths" in arrays else [arrays["x"]], arrays.get("y"))
         for part, arrays in parts.items()
-        if "x" in arrays
     }
+
+
+def _sequences(x: Any, lengths: Any, y: Any = None) -> tuple[Tensor, Tensor]:
+    """x (N, T, ...) and lengths (N,), whatever stood beyond a sequence's end replaced by its first step."""
+    x, lengths = as_tensor(x), as_tensor(lengths)
+    if x.dim() < 2:
+        raise InputError(f"x has shape {tuple(x.shape)}, but with lengths it must hold sequences, (N, T, ...).")
+    check_lengths(lengths, *x.shape[:2])
+    there = torch.arange(1, x.shape[1] + 1) <= lengths[:, None]
+    return x.where(there.reshape(*there.shape, *(1,) * (x.dim() - 2)), x[:, :1]), lengths.long()
 
 
 def _roles(named: dict[str, Any], path: Path) -> dict[str, tuple[str, str]]:
@@ -69,12 +82,12 @@ def _roles(named: dict[str, Any], path: Path) -> dict[str, tuple[str, str]]:
 
 
 def _role(name: str) -> tuple[str, str] | None:
-    part, kind = "train", "x"
-    for word in re.split(r"[^a-z]+", name.lower()):
-        part, kind = PARTS.get(word, part), "y" if word in _Y else "lengths" if word in _LENGTHS else kind
-        if word not in {*PARTS, *_X, *_Y, *_LENGTHS}:
-            return None
-    return part, kind
+    words = re.split(r"[^a-z]+", name.lower())
+    if not {*PARTS, *_X, *_Y, *_LENGTHS}.issuperset(words):
+        return None
+    part = [PARTS[word] for word in words if word in PARTS]
+    kinds = [kind for kind, known in (("y", _Y), ("lengths", _LENGTHS)) if not known.isdisjoint(words)]
+    return None if len(kinds) > 1 else (part[-1] if part else "train", kinds[0] if kinds else "x")
 
 
 def _read_numpy(path: Path) -> dict[str, Any]:

@@ -413,8 +413,22 @@ def test_lengths_in_a_file_go_with_their_sequences(tmp_path):
     for part in (splits.train, splits.validation, splits.test):
         batch, its_lengths = part.batch(slice(None))
         assert torch.equal(its_lengths, part.y % 5 + 1)
-        assert torch.equal(batch, torch.from_numpy(x)[part.y])
+        there = torch.arange(5) < its_lengths[:, None]
+        assert torch.equal(batch[there], torch.from_numpy(x)[part.y][there])
     assert load(tmp_path / "parts.npz").test.extras[0].tolist() == [1, 2, 3, 4]
+    np.savez(tmp_path / "one.npz", x=x, y_lengths=lengths)  # which is no known name
+    assert not load(tmp_path / "one.npz").train.extras
+
+
+def test_what_a_file_holds_beyond_an_end_is_not_looked_at(tmp_path):
+    lengths = torch.arange(40) % 4 + 1
+    x = (torch.rand(40, 4, 2, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    beyond = (torch.arange(4) >= lengths[:, None])[..., None]
+    torch.save({"x": x.masked_fill(beyond, torch.nan), "lengths": lengths}, tmp_path / "a.pt")
+    torch.save({"x": x.masked_fill(beyond, -1.0), "lengths": lengths}, tmp_path / "b.pt")
+    a, b = (load(tmp_path / name).train for name in ("a.pt", "b.pt"))
+    assert torch.equal(a.x, b.x)
+    assert set(a.x.unique().tolist()) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize(
@@ -593,6 +607,11 @@ def test_bad_arrays_in_files_are_named(tmp_path):
         "test.npz": ({"x_test": x}, "has no training data, just test"),
         "shape.npz": ({"x_train": x, "x_test": x[:, :1]}, r"differ in shape: train \(2,\), test \(1,\)"),
         "label.npz": ({"x": x, "y": np.arange(3)}, r"y has shape \(3,\), but x holds 9"),
+        "short.npz": ({"x": x, "lengths": np.ones(3)}, r"lengths has shape \(3,\), but x holds 9 sequences"),
+        "column.npz": ({"x": x, "lengths": np.ones((9, 1))}, r"lengths has shape \(9, 1\)"),
+        "long.npz": ({"x": x, "lengths": np.full(9, 3)}, r"lengths\[0\] = 3 must be a whole number from 1 to T=2"),
+        "flat.npz": ({"x": x[:, 0], "lengths": np.ones(9)}, r"x has shape \(9,\), but with lengths"),
+        "part.npz": ({"x": x, "lengths": np.ones(9), "x_test": x}, "holds lengths, but none for the test part"),
     }
     for name, (arrays, message) in cases.items():
         np.savez(tmp_path / name, **arrays)

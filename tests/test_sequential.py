@@ -498,8 +498,10 @@ def test_steps_of_any_shape_and_number(cls):
 
 def test_biases_start_at_the_datas_mean():
     pair = DeepMarkovModel((3, 2), latent_dim=2, emission=networks.MLP([]))
-    pair.start_at(torch.tensor([[0.1, 0.8], [0.2, 0.8], [0.3, 0.8]]))
-    torch.testing.assert_close(pair.emission.layers[1].bias.sigmoid(), torch.tensor([0.2, 0.8]))
+    wanted = torch.tensor([0.2, 0.8])
+    for last in ([0.2, 0.8], [math.nan, math.nan]):  # NaN where no sequence reaches a step
+        pair.start_at(torch.tensor([[0.1, 0.8], [0.3, 0.8], last]))
+        torch.testing.assert_close(pair.emission.layers[1].bias.sigmoid(), wanted)
 
 
 @pytest.mark.parametrize("cls", PAIRS)

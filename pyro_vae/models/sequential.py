@@ -18,7 +18,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
-from pyro_vae.checks import InputError, positive_int
+from pyro_vae.checks import InputError, check_lengths, positive_int
 from pyro_vae.guides import Guide, MeanField, normal
 from pyro_vae.layers import side_by_side
 from pyro_vae.likelihoods import Bernoulli, Likelihood
@@ -141,20 +141,6 @@ class SequentialPair(ComposedPair, ABC):
                 self.likelihood.check(x_t)
             except InputError as error:
                 raise InputError(f"In step {t} of T={x.shape[1]}, x[:, {t - 1}]: {error}") from None
-
-
-def check_lengths(lengths: torch.Tensor, num_data: int, longest: int) -> None:
-    """Refuses lengths that are not whole numbers from 1 to `longest`, one for each of `num_data` sequences.
-
-    Raises:
-        InputError: naming the first such entry.
-    """
-    if lengths.shape != (num_data,):
-        raise InputError(f"lengths has shape {tuple(lengths.shape)}, but x holds {num_data} sequences: ({num_data},).")
-    bad = ((lengths < 1) | (lengths > longest) | (lengths != lengths.round())).nonzero()
-    if len(bad):
-        n = bad[0].item()
-        raise InputError(f"lengths[{n}] = {lengths[n].item():g} must be a whole number from 1 to T={longest}.")
 
 
 def refuse_for_steps(guide: Guide) -> None:
