@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import operator
 import os
 import shutil
 import subprocess
@@ -14,8 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
+from pyro_vae.arithmetic import group_logs, log1p_is_slow, vectorise_logs
 from pyro_vae.capture import Captured, CaptureError, aten, is_random, value_of
-from pyro_vae.machine import best_seconds, remembered
+from pyro_vae.machine import remembered
 from pyro_vae.products import PRODUCTS, choose_matrix_library, round_products
 
 Mode = Literal["graph", "inductor"]
@@ -44,7 +44,9 @@ def lower(captured: Captured, inputs: Sequence[torch.Tensor], mode: Mode, precis
     if all(t.device.type == "cpu" for t in tensors):
         if precision != "bf16":
             choose_matrix_library(graph)
-        if remembered("log1p is slow", _log1p_is_slow):
+        if mode == "inductor":
+            group_logs(graph)
+        if remembered("log1p is slow", log1p_is_slow):
             vectorise_logs(graph)
     if mode == "graph":
         return graph
@@ -178,92 +180,6 @@ _IN_PLACE = {
     aten.uniform.default: aten.uniform_.default,
     aten.exponential.default: aten.exponential_.default,
     aten.bernoulli.p: aten.bernoulli_.float,
-}
-
-
-# --- arithmetic ---------------------------------------------------------------------------------------------------------
-
-
-def vectorise_logs(graph: fx.GraphModule) -> None:
-    """Writes softplus, log-sigmoid, the Bernoulli's cross-entropy and log1p in exp and log, which CPUs have vector code for.
-
-    On processors without AVX-512, the log1p of torch and of Inductor takes up to ten times as long. With u = 1 + y
-    rounded, log1p(y) = y · log(u) / (u − 1) makes good the rounding of u (Goldberg 1991, theorem 4), so that no accuracy
-    is lost, near zero least of all.
-    """
-    g = graph.graph
-    for node in list(g.nodes):
-        if node.op != "call_function" or node.target not in _IN_LOGS or not value_of(node.args[0]).is_floating_point():
-            continue
-        with g.inserting_before(node):
-            new = _IN_LOGS[node.target](g, *node.args)
-        if new is None:
-            continue
-        if node.target is aten.log_sigmoid_forward.default:  # returns a buffer for its backward pass too
-            for part in [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]:
-                part.replace_all_uses_with(new)
-                g.erase_node(part)
-        else:
-            new.meta = dict(node.meta)
-            node.replace_all_uses_with(new)
-    g.eliminate_dead_code()
-    graph.recompile()
-
-
-def _log1p_is_slow() -> bool:
-    """Whether log1p takes more than three times as long as log, which is what replacing it takes."""
-    x = torch.linspace(0, 1, 100_000)
-    log, log1p = best_seconds(x.log, x.log1p)
-    return log1p > 3 * log
-
-
-def _log1p(g: fx.Graph, y: fx.Node, below_infinity: bool = False) -> fx.Node:
-    call = g.call_function
-    u = call(aten.add.Tensor, (y, 1.0))
-    excess = call(aten.sub.Tensor, (u, 1.0))
-    ratio = call(aten.div.Tensor, (call(aten.log.default, (u,)), excess))
-    # u = 1, where y is lost in it, gives 0 / 0; y = infinity gives infinity · NaN.
-    near = call(aten.where.self, (call(aten.eq.Scalar, (excess, 0.0)), y, call(aten.mul.Tensor, (y, ratio))))
-    return near if below_infinity else call(aten.where.self, (call(aten.isinf.default, (u,)), u, near))
-
-
-def _log1p_exp_minus_abs(g: fx.Graph, x: fx.Node) -> fx.Node:
-    call = g.call_function
-    return _log1p(g, call(aten.exp.default, (call(aten.neg.default, (call(aten.abs.default, (x,)),)),)), True)
-
-
-def _softplus(g: fx.Graph, x: fx.Node, beta: float = 1, threshold: float = 20) -> fx.Node | None:
-    """max(x, 0) + log1p(exp(−|x|)); beyond the threshold the second term is below rounding."""
-    if beta != 1 or threshold < 20:
-        return None
-    return g.call_function(
-        aten.add.Tensor, (g.call_function(aten.clamp_min.default, (x, 0)), _log1p_exp_minus_abs(g, x))
-    )
-
-
-def _log_sigmoid(g: fx.Graph, x: fx.Node) -> fx.Node:
-    """min(x, 0) − log1p(exp(−|x|))."""
-    return g.call_function(
-        aten.sub.Tensor, (g.call_function(aten.clamp_max.default, (x, 0)), _log1p_exp_minus_abs(g, x))
-    )
-
-
-def _cross_entropy(
-    g: fx.Graph, x: fx.Node, target: fx.Node, weight: Any = None, pos_weight: Any = None, reduction: int = 1
-) -> fx.Node | None:
-    """max(x, 0) − x · target + log1p(exp(−|x|)), entry by entry."""
-    if weight is not None or pos_weight is not None or reduction != 0:
-        return None
-    call = g.call_function
-    linear = call(aten.sub.Tensor, (call(aten.clamp_min.default, (x, 0)), call(aten.mul.Tensor, (x, target))))
-    return call(aten.add.Tensor, (linear, _log1p_exp_minus_abs(g, x)))
-
-
-_IN_LOGS: dict[Any, Callable[..., fx.Node | None]] = {
-    aten.log1p.default: _log1p,
-    aten.softplus.default: _softplus,
-    aten.log_sigmoid_forward.default: _log_sigmoid,
-    aten.binary_cross_entropy_with_logits.default: _cross_entropy,
 }
 
 

@@ -10,9 +10,10 @@ from pyro.infer import Trace_ELBO
 from torch import fx, nn
 
 from pyro_vae import lowering, machine, products
+from pyro_vae.arithmetic import group_logs, vectorise_logs
 from pyro_vae.capture import Captured, CaptureError, aten, capture, is_random
 from pyro_vae.gradients import Gradients
-from pyro_vae.lowering import lower, split_noise, vectorise_logs
+from pyro_vae.lowering import lower, split_noise
 from pyro_vae.pair import kept_random_state
 from pyro_vae.products import choose_matrix_library, one_dnn_is_better, round_products
 from pyro_vae.reach import Watch, modules_of, reachable
@@ -214,6 +215,39 @@ def test_logs_for_vector_code_lose_no_accuracy(function, exact):
     finite = wanted.abs().isfinite() & (wanted.abs() > 1e-37)
     assert ((got - wanted) / wanted)[finite].abs().max() < 4e-7  # three roundings of float32
     assert torch.equal(got[~wanted.isfinite()], wanted[~wanted.isfinite()])
+
+
+@pytest.mark.parametrize(
+    ("shape", "grouped"),
+    [((5, 784), True), ((5, 1, 28, 28), True), ((2, 5, 22), True), ((5, 7), False), ((5, 67), False)],
+)
+def test_bernoullis_summed_with_one_logarithm_for_many_lose_no_more_than_the_rounding_of_a_nat(shape, grouped):
+    def log_prob(logits, x):
+        return dist.Bernoulli(logits=logits, validate_args=False).to_event(len(shape) - 1).log_prob(x)
+
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.rand(shape, generator=generator) > 0.5).float()
+    size = torch.Size(shape[1:]).numel()
+    for near in (1.0, 4.0, 16.6, 30.0):  # all certain of x: terms of e^-near, about all of which 1 + e loses at 16.6
+        logits = (2 * x - 1) * (near + torch.rand(shape, generator=generator))
+        captured, inputs = graph_of(log_prob, logits, x)
+        group_logs(captured.graph)
+        assert count(captured, aten.binary_cross_entropy_with_logits.default) == (not grouped)
+        wanted = log_prob(logits.double(), x.double())
+        assert not grouped or (captured.graph(*inputs)[0] - wanted).abs().max() < size * 2**-24
+    logits = 5 * torch.randn(shape, generator=generator)
+    got, wanted = captured.graph(logits, x)[0], log_prob(logits.double(), x.double())
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-6, atol=0)
+
+
+def test_log_probs_that_something_else_reads_are_left_alone():
+    def terms(logits, x):
+        each = -nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none")
+        return each.sum(-1), each
+
+    captured, _ = graph_of(terms, torch.randn(3, 16), torch.ones(3, 16))
+    group_logs(captured.graph)
+    assert count(captured, aten.binary_cross_entropy_with_logits.default) == 1
 
 
 def test_noise_is_drawn_ahead_and_the_same():
