@@ -115,7 +115,7 @@ class StandardNormal(Centred):
 
 
 class Normal(Prior):
-    """p(z) = N(z | loc, diag scale²), both learned (Kingma & Welling 2019, section 2.4); given y, linear in y."""
+    """p(z) = N(z | loc, diag scale²), both learned (Kingma & Welling 2019); given y, linear in y."""
 
     def setup(self) -> None:
         self.learn("loc", torch.zeros(self.latent_shape))

@@ -147,7 +147,7 @@ class StickingTheLanding(_Weighted):
 
 
 class MIWAE(_Weighted):
-    """1/M Σ_m log 1/K Σ_k w_mk: M bounds of K draws each (Rainforth et al. 2018, eq. 12).
+    """1/M Σ_m log 1/K Σ_k w_mk: M bounds of K draws each (Rainforth et al. 2018, section 4).
 
     Args:
         M: how many bounds are averaged; more make the guide's gradient less noisy.
@@ -198,7 +198,7 @@ class PIWAE(MIWAE):
 
 
 class CIWAE(IWAE):
-    """β ELBO + (1 − β) IWAE(K), at the same draws (Rainforth et al. 2018, eq. 14).
+    """β ELBO + (1 − β) IWAE(K), at the same draws (Rainforth et al. 2018, section 4).
 
     Args:
         beta: β from 0 to 1.
