@@ -50,7 +50,7 @@ def test_swap(tmp_path):
         ("hierarchical", ["--samples", "5"], "KL by level: z_0", ["levels"]),
         ("semisupervised", [], "misread", ["styles"]),
         ("sequences", ["--samples", "5"], "nats per row", ["forecasts"]),
-        ("very_deep", ["--levels", "2"], "bits/dim", ["levels"]),
+        ("very_deep", ["--depths", "1", "3"], "bits/dim", ["levels"]),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
