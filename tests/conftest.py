@@ -6,6 +6,11 @@ import os
 import random
 from pathlib import Path
 
+# Before torch is imported: workers that each start a thread per core wait for each other's threads most of the time.
+if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pyro
 import pytest
 import torch
