@@ -34,7 +34,7 @@ def trained(options: Options, images: int) -> tuple[Tutorial, torch.Tensor]:
 def run(options: Options) -> list[Row]:
     """All contenders interleaved: ours on a whole test set, capturing once, the others on the first of the same images.
 
-    What each does per image does not change with their number; `log_likelihood` compiles where there are many.
+    What the others do per image does not change with their number; `log_likelihood` compiles where there are many.
     """
     whole, count, samples, few = (200, 100, 100, 20) if options.quick else (10_000, 2_000, 1_000, 100)
     say(f"{PART}: training")
