@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import tempfile
 import time
@@ -14,52 +15,66 @@ import torch
 
 from benchmarks import pairs, torch_peers
 from benchmarks.data import grey_images
-from benchmarks.harness import Options, Row, compare, interleave, missing, rows, say, seconds
+from benchmarks.harness import HANDING, Apart, Options, Row, compare, handing_over, interleave, missing, rows, say
 from pyro_vae import VAE, fit
 from pyro_vae.networks import MLP
 
 PART = "epoch"
 REFERENCE = "Pyro's tutorial loop, 1 worker"
+NO_WORKERS = "Pyro's tutorial loop, 0 workers"
 SLICED = "Pyro SVI, batches sliced in memory"
 PYTHAE = "Pythae, BaseTrainer"
+PYROVED = "pyroVED, SVItrainer"
 OURS = "pyro_vae.fit, dynamic binarisation"
 EPOCHS = 20  # of a fit; Pyro's tutorial trains 101
 
 
 def run(options: Options) -> list[Row]:
-    """All loops interleaved, an epoch per turn; ours trains anew each turn, and its time, set-up and all, is shared out.
+    """All loops interleaved, an epoch per turn, each in a process of its own; ours is set up and trained anew each turn.
 
     Peers are set up beforehand. What `fit` does before its first step, capturing and compiling, is in its figure; from
     the second round on it finds what it compiled in Inductor's cache.
     """
-    images = grey_images(options, 12_800 if options.quick else 60_000)
-    case = f"{len(images):,} images, batch 128"
+    count = 12_800 if options.quick else 60_000
+    case = f"{count:,} images, batch 128"
     extra = [row for row in (missing(PART, case, "pythae"), missing(PART, case, "pyroved")) if row]
-    lacking = [row.contender for row in extra]
-    with tempfile.TemporaryDirectory() as folder:
-        loops = _loops(options, images, Path(folder), lacking)
-        if options.data_root is None:
-            extra.append(Row(PART, case, "torchvision + DataLoader", note="left out: needs --data-root"))
-        reference = REFERENCE if REFERENCE in loops else SLICED
-        losses: dict[str, list[float]] = {name: [] for name in loops}
-        fits: list[Any] = []
+    if options.data_root is None:
+        extra.append(Row(PART, case, "torchvision + DataLoader", note="left out: needs --data-root"))
+    names = _names(options, [row.contender for row in extra])
+    say(f"{PART}: {', '.join(names)}")
+    losses: dict[str, list[float]] = {name: [] for name in names}
+    fits: list[Any] = []
+    loops = {name: Apart(_contender, name, options, count) for name in [*names, OURS]}
 
-        def turn(name: str) -> Callable[[], float]:
-            return lambda: seconds(lambda: losses[name].append(loops[name]()))
+    def turn(name: str) -> Callable[[], float]:
+        def one() -> float:
+            taken, loss = loops[name]()
+            losses[name].append(loss)
+            return taken
 
-        def fit_turn() -> float:
-            fits.append(_fit(images, 3 if options.quick else EPOCHS))
-            return fits[-1]["seconds"] / len(fits[-1]["history"])
+        return one
 
-        turns = {name: turn(name) for name in loops} | {OURS: fit_turn}
-        figures = interleave(turns, options.rounds)
+    def fit_turn() -> float:
+        fits.append(loops[OURS]())
+        return fits[-1]["seconds"] / len(fits[-1]["history"])
+
+    try:
+        figures = interleave(
+            {name: turn(name) for name in names} | {OURS: fit_turn, HANDING: handing_over}, options.rounds
+        )
+    finally:
+        for loop in loops.values():
+            loop.close()
+    handed, reference = figures.pop(HANDING), names[0]
     losses[OURS] = [fits[0]["history"][0]["loss"]]
     # Pythae's KL is exact, and without the noise of a drawn one the first epoch ends 2 % lower, in Pyro as there.
-    wanted = {PYTHAE: _sliced_loop(images, pyro.infer.TraceMeanField_ELBO())()} if PYTHAE in losses else {}
+    exact = pyro.infer.TraceMeanField_ELBO()
+    wanted = {PYTHAE: _sliced_loop(grey_images(options, count), exact)()} if PYTHAE in losses else {}
     figures["… an epoch after its first"] = [_later(made) for made in fits]
     figures["… its first epoch and all set-up"] = [made["seconds"] - sum(_seconds(made)[1:]) for made in fits]
     made = rows(PART, case, figures, reference)
     for row in made:
+        row.details[f"{HANDING}, s"] = handed
         if row.contender in losses:
             compare(
                 row, losses[row.contender][0], wanted.get(row.contender, losses[reference][0]), "first epoch's loss"
@@ -86,24 +101,42 @@ def _later(made: dict[str, Any]) -> float:
     return statistics.median(_seconds(made)[1:])
 
 
-def _loops(options: Options, images: torch.Tensor, folder: Path, lacking: list[str]) -> dict[str, Callable[[], float]]:
-    """Peers, each a function that trains one epoch and returns its mean loss; the reference first."""
-    loops: dict[str, Callable[[], float]] = {}
-    if "pyroved" not in lacking:  # first: it clears Pyro's store, in which others keep their weights
-        from benchmarks import pyroved_peers
+def _names(options: Options, lacking: list[str]) -> list[str]:
+    """The peers that can run here, the reference first."""
+    loaders = [] if options.data_root is None else [REFERENCE, NO_WORKERS]
+    peers = {"pythae": PYTHAE, "pyroved": PYROVED}
+    return [*loaders, SLICED, *(name for package, name in peers.items() if package not in lacking)]
 
-        loops["pyroVED, SVItrainer"] = pyroved_peers.epoch(images)
-    if options.data_root is not None:
-        for workers in (1, 0):
-            name = REFERENCE.replace("1 worker", f"{workers} worker" + "s" * (workers != 1))
-            loops[name] = _tutorial_loop(options, len(images), workers)
-    loops[SLICED] = _sliced_loop(images)
-    if "pythae" not in lacking:
+
+def _contender(name: str, options: Options, count: int) -> Callable[[], Any]:
+    """Trains one epoch and returns its seconds and its mean loss; ours a whole fit, and returns all that came of it."""
+    images = grey_images(options, count)
+    if name == OURS:
+        return lambda: _fit(images, 3 if options.quick else EPOCHS)
+    if name == PYTHAE:
         from benchmarks import pythae_peers
 
-        loops[PYTHAE] = pythae_peers.epoch(_fresh(), images, folder)
-    say(f"{PART}: {', '.join(loops)}")
-    return {name: loops[name] for name in sorted(loops, key=lambda name: (name != REFERENCE, name != SLICED))}
+        folder = tempfile.TemporaryDirectory()  # it goes with the function that holds it
+        epoch = functools.partial(_first, pythae_peers.epoch(_fresh(), images, Path(folder.name)), folder)
+    elif name == PYROVED:
+        from benchmarks import pyroved_peers
+
+        epoch = pyroved_peers.epoch(images)
+    elif name == SLICED:
+        epoch = _sliced_loop(images)
+    else:
+        epoch = _tutorial_loop(options, count, 1 if name == REFERENCE else 0)
+
+    def one() -> tuple[float, float]:
+        start = time.perf_counter()
+        loss = epoch()
+        return time.perf_counter() - start, loss
+
+    return one
+
+
+def _first(epoch: Callable[[], float], *_kept: Any) -> float:
+    return epoch()
 
 
 def _fresh() -> pairs.Tutorial:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.infer import Trace_ELBO
 
 from benchmarks import torch_peers
 from benchmarks.data import binary_images
@@ -82,7 +83,7 @@ def _steps(make_pair: Callable[[], Any]) -> dict[str, Callable[[tuple[torch.Tens
     for name, compile in ((REFERENCE, None), ("pyro_vae SVI, graph", "graph"), ("pyro_vae SVI, inductor", "inductor")):
         torch.manual_seed(0)
         pair = make_pair()
-        pair.objective = getattr(pair, "default_objective", torch_peers.Trace_ELBO)
+        pair.objective = getattr(pair, "default_objective", Trace_ELBO)
         step = torch_peers.pyro_step(pair) if compile is None else torch_peers.drop_in(pair, compile).step
         made[name] = lambda batch, step=step: step(*batch)
     return made

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import JitTrace_ELBO, Trace_ELBO
+from pyro.infer import JitTrace_ELBO
 
 Step = Callable[[torch.Tensor], Any]
 
@@ -51,23 +51,15 @@ def hand_written_step(pair: Any, compile: bool = False) -> Step:
     return step
 
 
-def steps(make_pair: Callable[[], Any]) -> dict[str, Step]:
-    """All of them, each on a pair of its own that starts from the same weights."""
-
-    def fresh() -> Any:
-        torch.manual_seed(0)
-        return make_pair()
-
-    pairs = (fresh(), fresh())
-    made = {"pyro.infer.SVI": pyro_step(pairs[0]), "pyro.infer.SVI, no validation": unvalidated(pyro_step(pairs[1]))}
-    if isinstance(pairs[0].objective(), Trace_ELBO):
-        made["pyro.infer.SVI, JitTrace_ELBO"] = pyro_step(fresh(), JitTrace_ELBO(ignore_jit_warnings=True))
-    return made | {
-        "pyro_vae SVI, graph": drop_in(fresh(), "graph").step,
-        "pyro_vae SVI, inductor": drop_in(fresh(), "inductor").step,
-        "PyTorch by hand": hand_written_step(fresh()),
-        "PyTorch by hand, torch.compile": hand_written_step(fresh(), compile=True),
-    }
+STEPS: dict[str, Callable[[Any], Step]] = {
+    "pyro.infer.SVI": pyro_step,
+    "pyro.infer.SVI, no validation": lambda pair: unvalidated(pyro_step(pair)),
+    "pyro.infer.SVI, JitTrace_ELBO": lambda pair: pyro_step(pair, JitTrace_ELBO(ignore_jit_warnings=True)),
+    "pyro_vae SVI, graph": lambda pair: drop_in(pair, "graph").step,
+    "pyro_vae SVI, inductor": lambda pair: drop_in(pair, "inductor").step,
+    "PyTorch by hand": hand_written_step,
+    "PyTorch by hand, torch.compile": lambda pair: hand_written_step(pair, compile=True),
+}
 
 
 def many(step: Step, batches: list[torch.Tensor]) -> Callable[[int], Iterable[Any]]:

@@ -16,6 +16,7 @@ import torch
 from pyro import poutine
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from pyro_vae.adam import AdamStep
 from pyro_vae.capture import Captured, CaptureError, capture
 from pyro_vae.lowering import Flat, has_compiler, lower, seconds_of
 from pyro_vae.pair import kept_random_state
@@ -45,6 +46,8 @@ class Graph:
         unchecked: how many more batches are to be run eagerly too, and compared.
         calls: of `run` since the last change of it.
         estimate: seconds that a call takes uncompiled, from its operations' sizes.
+        whole: the graph compiled together with the optimizer's step; `run` is then not compiled.
+        parted: how often such a compiled step had to be given up.
     """
 
     captured: Captured
@@ -55,6 +58,23 @@ class Graph:
     unchecked: int = 1
     calls: int = 0
     estimate: float = 0.0
+    whole: Whole | None = None
+    parted: int = 0
+
+
+@dataclass
+class Whole:
+    """A captured loss and gradients compiled together with the optimizer's step.
+
+    Attributes:
+        step: the step.
+        run: a function of what is held, the inputs, and what the step begins with.
+        missed: how often the optimizer has had to take its own step since.
+    """
+
+    step: AdamStep
+    run: Flat
+    missed: int = 0
 
 
 @dataclass
@@ -84,6 +104,8 @@ class Replay:
         calls: of a batch's tensors to how often such a batch will come, if that is known; "auto" then decides at the
             first batch of a kind how it is run to the end, and captures at once what it captures.
         what: what the function is, for messages.
+        follow: of a captured loss and gradients, to the optimizer's step that `step` is to take with them once they are
+            compiled; None if the caller is to take it.
 
     Attributes:
         latest: the graph that the last call ran; None if it ran eagerly.
@@ -100,9 +122,10 @@ class Replay:
         precision: str = "float32",
         calls: Callable[..., int] | None = None,
         what: str = "the step",
+        follow: Callable[[Graph], AdamStep | None] | None = None,
     ):
         self.function, self.programs, self.what = function, programs, what
-        self.compile, self.precision, self.calls = compile, precision, calls
+        self.compile, self.precision, self.calls, self.follow = compile, precision, calls, follow
         self.refusal: str | None = None
         self.capture_seconds = self.compile_seconds = 0.0
         self._settings: list[_Setting] = []
@@ -124,24 +147,58 @@ class Replay:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function returns; tensors are detached."""
+        return self._call(*self._find(args, kwargs), args, kwargs)
+
+    def step(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, torch.Tensor] | None, torch.Tensor | None]:
+        """The loss and the gradients of a function that returns these, for the caller to take a step by.
+
+        Once the optimizer's step is compiled with them, the step has been taken: no gradients come back, and instead the
+        gradient's norm if the step is a guarded one.
+        """
         graph, tensors = self._find(args, kwargs)
+        if graph is None or graph.whole is None:
+            return *self._call(graph, tensors, args, kwargs), None
+        whole = graph.whole
+        state = whole.step.begin()
+        if state is None:
+            self._part(graph, tensors)
+            return *self._call(graph, tensors, args, kwargs), None
+        self.latest = graph
+        if not self._holds(graph, tensors, args, kwargs):
+            return *self.function(*args, **kwargs), None
+        with torch.no_grad():
+            loss, *norm = whole.run(*graph.captured.held, *tensors, *state)
+        graph.calls += 1
+        whole.step.count(loss, *norm)
+        return loss, None, norm[0] if norm else None
+
+    def _call(
+        self, graph: Graph | None, tensors: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         self.latest = graph
         if graph is None:
             return self._eagerly(args, kwargs)
-        if graph.unchecked and graph.calls:  # not the batch that it was captured from
-            graph.unchecked -= 1
-            try:
-                self._compare(graph, tensors, args, kwargs)
-            except CaptureError as error:
-                self._refuse(str(error))
-                self.latest = None
-                return self.function(*args, **kwargs)
+        if not self._holds(graph, tensors, args, kwargs):
+            return self.function(*args, **kwargs)
         with torch.no_grad():
             flat = graph.run(*tensors)
         graph.calls += 1
         if graph.inductor is None:  # what has come so far is the best guess of what is to come
             self._consider_inductor(graph, tensors, graph.calls)
         return graph.captured.nested(flat)
+
+    def _holds(self, graph: Graph, tensors: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the graph may be trusted: it is compared once more on a batch that it was not captured from."""
+        if not graph.unchecked or not graph.calls:
+            return True
+        graph.unchecked -= 1
+        try:
+            self._compare(graph, tensors, args, kwargs)
+        except CaptureError as error:
+            self._refuse(str(error))
+            self.latest = None
+            return False
+        return True
 
     def captures(self, *args: Any, **kwargs: Any) -> bool:
         """Whether such a call runs a graph; captures it if it is due."""
@@ -345,11 +402,48 @@ class Replay:
         start = time.perf_counter()
         graph.inductor = False
         try:
-            self._lower(graph, tensors, "inductor")
+            step = self.follow(graph) if self.follow is not None and graph.parted < 2 else None
+            if step is not None and step.possible():
+                with contextlib.suppress(CaptureError):  # such as parameters that share memory
+                    graph.whole = self._whole(graph, tensors, step)
+            if graph.whole is None:
+                self._lower(graph, tensors, "inductor")
             graph.inductor = True
         except CaptureError as error:
             logger.warning("%s stays a captured graph that is not compiled: %s.", self.what.capitalize(), error)
         self.compile_seconds += time.perf_counter() - start
+
+    def _whole(self, graph: Graph, tensors: list[torch.Tensor], step: AdamStep) -> Whole:
+        """The graph and the step after it, compiled as one.
+
+        Raises:
+            CaptureError: if that can't be done, or gives other values.
+        """
+        joined, state = step.joined(), step.begin()
+        with kept_random_state("cpu"):
+            run = lower(joined, [*tensors, *state], "inductor", self.precision)
+        if self.precision == "float32":
+            results = []
+            for way in (joined.graph, run):
+                held, now = ([_detached(t) for t in some] for some in (graph.captured.held, state))
+                with kept_random_state("cpu", 0), torch.no_grad():
+                    out = [_detached(t) for t in way(*held, *tensors, *now)]
+                moved = [(held[i] - p.detach()).flatten() for i, p in zip(step.places, step.params, strict=True)]
+                results.append((out + now, torch.cat(moved)))
+            (expected, moves), (got, own_moves) = results
+            noise = 1e-7 * max((t.double().abs().max().item() for t in expected if t.numel()), default=0.0)
+            # Where a gradient is nothing but rounding, Adam makes full steps of it; over all there are few of these.
+            same = (moves - own_moves).abs().sum() <= 0.05 * moves.abs().sum()
+            if not same or not all(_close(b, a, 2e-3, noise) for a, b in zip(expected, got, strict=True)):
+                raise CaptureError("run by inductor, its graph gives other values")
+        return Whole(step, run)
+
+    def _part(self, graph: Graph, tensors: list[torch.Tensor]) -> None:
+        """Compiles anew once the optimizer has gone another way for some steps; without its step if that happens often."""
+        graph.whole.missed += 1
+        if graph.whole.missed > 3:
+            graph.whole, graph.parted = None, graph.parted + 1
+            self._compile(graph, tensors)
 
 
 class _Kept:

@@ -19,9 +19,10 @@ from pyro.optim import PyroOptim
 from pyro.optim.optim import is_scheduler
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pyro_vae.adam import AdamStep
 from pyro_vae.checks import InputError, one_of
 from pyro_vae.gradients import Gradients, clear, give
-from pyro_vae.replay import COMPILE, Compile, Replay
+from pyro_vae.replay import COMPILE, Compile, Graph, Replay
 
 
 class SVI(pyro.infer.SVI):
@@ -77,7 +78,7 @@ class SVI(pyro.infer.SVI):
         self.optim = optim
         self._gradients = Gradients(self.loss_and_grads, model, guide)
         programs = (model, guide, loss)
-        self._step = Replay(self._gradients, programs, compile=compile, what="SVI's step")
+        self._step = Replay(self._gradients, programs, compile=compile, what="SVI's step", follow=self._follow)
         self._loss = Replay(self._evaluated, programs, compile=compile, what="SVI's evaluate_loss")
         self._update = _Update(optim)
 
@@ -88,12 +89,19 @@ class SVI(pyro.infer.SVI):
 
     def step(self, *args: Any, **kwargs: Any) -> float | Loss:
         """Takes a gradient step and returns the loss: a float, or on a GPU a `Loss`, which is read when it is used."""
-        loss, gradients = self._step(*args, **kwargs)
-        graph = self._step.latest
-        params = self._gradients.params if graph is None else graph.params
-        give(params, gradients)
-        self._update(params)
+        loss, gradients, _ = self._step.step(*args, **kwargs)
+        if gradients is not None:
+            graph = self._step.latest
+            params = self._gradients.params if graph is None else graph.params
+            give(params, gradients)
+            self._update(params)
         return _number(loss)
+
+    def _follow(self, graph: Graph) -> AdamStep | None:
+        """The optimizer's step, to be compiled with the gradients; None if some parameter has none."""
+        params = graph.params
+        step = AdamStep(graph.captured, params, lambda: self._update.joint_of(params))
+        return step if len(step.places) == len({id(tensor) for tensor in params.values()}) else None
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float | Loss:
         """The loss, without gradients."""
@@ -115,10 +123,11 @@ class _Update:
         self.optim = optim
         self.joint: torch.optim.Optimizer | None = None
         self.params: list[torch.Tensor] = []
+        self.named: dict[str, torch.Tensor] = {}  # whose tensors `params` are
         self.owners: list[tuple[dict[str, Any], dict[str, Any]]] = []  # a parameter's own group, and a copy of it
 
     def __call__(self, params: dict[str, torch.Tensor]) -> None:
-        tensors = list({id(t): t for t in params.values()}.values())
+        tensors = _distinct(params)
         for tensor in tensors:
             # Pyro leaves zeros behind, so that a parameter which another loss has moved goes on by its momentum.
             if tensor.grad is None and tensor in _with_gradients:
@@ -138,6 +147,17 @@ class _Update:
             self._write_back()
         clear(tensors)
 
+    def joint_of(self, params: dict[str, torch.Tensor]) -> torch.optim.Optimizer | None:
+        """The one optimizer that moves these parameters, and does no more than that; None if there is none."""
+        if isinstance(self.optim, torch.optim.Optimizer):
+            self._check_known(params)
+            return self.optim
+        tensors = self.params if params is self.named else _distinct(params)
+        if not self._joined(tensors) or any(self.optim.grad_clip[tensor] is not None for tensor in tensors):
+            return None
+        self.named = params
+        return self.joint
+
     def _check_known(self, params: dict[str, torch.Tensor]) -> None:
         if len(params) == len(self.params):
             return
@@ -151,10 +171,10 @@ class _Update:
 
     def _joined(self, tensors: list[torch.Tensor]) -> bool:
         """Whether one optimizer stands for the many that Pyro makes; they are joined once Pyro has made them."""
-        if any(tensor not in self.optim.optim_objs for tensor in tensors):
+        if not all(map(self.optim.optim_objs.__contains__, tensors)):
             self.joint = None
             return False
-        same = len(tensors) == len(self.params) and all(a is b for a, b in zip(tensors, self.params, strict=True))
+        same = tensors is self.params or _same(tensors, self.params)
         if self.joint is not None and same and all(own == then for own, then in self.owners):
             return True
         return self._join(tensors)
@@ -168,7 +188,7 @@ class _Update:
             return False
         takes = inspect.signature(kind).parameters
         groups: dict[str, dict[str, Any]] = {}
-        self.params, self.owners = tensors, []
+        self.params, self.owners, self.named = tensors, [], {}
         for tensor, made in zip(tensors, objects, strict=True):
             (own,) = made.param_groups
             said = {k: v for k, v in own.items() if k in takes and k != "params"}
@@ -202,6 +222,14 @@ class _Update:
 
     def _own(self, tensor: torch.Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
         return next(pair for pair, held in zip(self.owners, self.params, strict=True) if held is tensor)
+
+
+def _same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
+
+
+def _distinct(params: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    return list({id(t): t for t in params.values()}.values())
 
 
 def _number(loss: Any) -> Any:

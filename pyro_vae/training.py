@@ -20,6 +20,7 @@ import torch
 from pyro.infer import ELBO, Trace_ELBO
 
 from pyro_vae import data, saving
+from pyro_vae.adam import AdamStep, Guard
 from pyro_vae.averaging import Average
 from pyro_vae.checks import InputError, one_of
 from pyro_vae.divergence import TrainingDiverged, explain
@@ -40,7 +41,7 @@ from pyro_vae.pair import (
 )
 from pyro_vae.products import float32_products
 from pyro_vae.progress import bar_over
-from pyro_vae.replay import COMPILE, Compile, Replay
+from pyro_vae.replay import COMPILE, Compile, Graph, Replay
 from pyro_vae.runs import CHECKPOINT, RunLog, claim
 from pyro_vae.settings import Schedule, Settings, make_optimizer, pick_device
 from pyro_vae.whole_step import Tally, WholeStep, can_take
@@ -306,7 +307,13 @@ class Trainer:
             precision=self.precision,
             calls=calls,
             what="training's step",
+            follow=self._follow if self.accelerator.num_processes == 1 else None,
         )
+
+    def _follow(self, graph: Graph) -> AdamStep:
+        """The optimizer's step, to be compiled with the gradients."""
+        guard = Guard(self.settings.clip, self.settings.skip_gradient_above)
+        return AdamStep(graph.captured, graph.params, lambda: self.optimizer, guard)
 
     def _agree(self) -> None:
         """All processes take the first one's order of the data, and its start."""
@@ -430,19 +437,20 @@ class Trainer:
         self, index: torch.Tensor, batch: tuple[torch.Tensor, ...], weight: float, epoch: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         before = torch.get_rng_state()
+        clear(list(self.moved.values()))
         try:
             with explained_support_errors():
-                loss, gradients = self.step(*batch)
+                loss, gradients, norm = self.step.step(*batch)
         except ValueError as error:  # Pyro's validation, on in the first step, met a number that is not finite
             torch.set_rng_state(before)
             if (reason := explain(self.pair, index, batch, self.moved)) is None:
                 raise
             raise TrainingDiverged(f"Epoch {epoch}: {reason}") from error
-        if self.accelerator.num_processes > 1:
-            gradients = self._averaged(gradients, weight)
-        norm = torch.nn.utils.get_total_norm(list(gradients.values()))
-        clear(list(self.moved.values()))
-        give(self.moved, gradients)
+        if gradients is not None:
+            if self.accelerator.num_processes > 1:
+                gradients = self._averaged(gradients, weight)
+            norm = torch.nn.utils.get_total_norm(list(gradients.values()))
+            give(self.moved, gradients)
         if (bound := self.settings.skip_gradient_above) is not None and not norm.item() <= bound:
             self.skipped += 1
             return torch.as_tensor(loss), norm
@@ -452,9 +460,10 @@ class Trainer:
             raise TrainingDiverged(
                 f"Epoch {epoch}: the loss is {float(loss)}, the gradient's norm {norm.item()}. {reason}"
             )
-        if self.settings.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(list(self.moved.values()), self.settings.clip, norm)
-        self.optimizer.step()
+        if gradients is not None:
+            if self.settings.clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(list(self.moved.values()), self.settings.clip, norm)
+            self.optimizer.step()
         if self.average is not None:
             self.average.update()
         return torch.as_tensor(loss), norm

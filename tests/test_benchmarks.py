@@ -1,6 +1,8 @@
 """The benchmarks' arithmetic, and that the README shows the figures that are kept."""
 
+import itertools
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,32 @@ def test_turns_are_interleaved_and_ratios_taken_round_by_round():
     assert first.ratios == [1.0, 1.0]
     assert second.ratios == [2.0, 4.0]
     assert second.as_dict()["ratio"] == {"median": 3.0, "min": 2.0, "max": 4.0}
+
+
+def counter(start):
+    """What a contender is: made once in its process, called many times."""
+    numbers = itertools.count(start)
+
+    def call(wanted):
+        if wanted == "fail":
+            raise ValueError("no such turn")
+        return next(numbers), os.getpid()
+
+    return call
+
+
+def test_a_contender_apart_keeps_its_state_and_tells_its_errors():
+    apart = harness.Apart(counter, 5)
+    try:
+        (first, there), (second, again) = apart("turn"), apart("turn")
+        assert (first, second) == (5, 6)
+        assert there == again != os.getpid()
+        with pytest.raises(RuntimeError, match="ValueError: no such turn"):
+            apart("fail")
+        assert apart("turn")[0] == 7
+    finally:
+        apart.close()
+    assert apart.process.exitcode == 0
 
 
 def test_a_time_is_believed_where_losses_agree():

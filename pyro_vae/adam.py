@@ -1,0 +1,236 @@
+"""The step of Adam and AdamW as part of a captured graph, so that one compiled function takes a whole training step.
+
+Apart from the graph, an optimizer's step fetches all gradients anew, pays for its Python, and in torch's code takes a root
+and two divisions for every entry, which last longer than fetching it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae.capture import Captured
+
+#: Parameters; the code for more takes long to compile.
+MOST = 64
+
+
+class Rule(NamedTuple):
+    """How a parameter moves, but for its learning rate and the count of its steps."""
+
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    decoupled: bool
+
+
+class Guard(NamedTuple):
+    """What stands between gradient and step.
+
+    Attributes:
+        clip: largest global norm of the gradient; larger ones are scaled down to it.
+        bound: steps with a larger norm change nothing.
+    """
+
+    clip: float | None = None
+    bound: float | None = None
+
+
+class AdamStep:
+    """Adam's or AdamW's step for the parameters whose gradients a captured function returns.
+
+    θ ← θ − (α / (1 − β1^t)) m / (√v · (1 − β2^t)^(−1/2) + ε) (Kingma & Ba 2015, algorithm 1), what depends on t alone taken
+    out of the loop: torch's numbers but for the rounding of float32. Parameters, moments and counts are the tensors that
+    the optimizer holds.
+
+    Args:
+        captured: a function that returns (loss, {name: gradient}).
+        params: the parameters by name.
+        optimizer: gives the optimizer that is to move them now; None if it can't be told, or has more to do than that.
+        guard: if given, a step whose loss or gradient is not finite changes nothing, as do those it speaks of.
+    """
+
+    def __init__(
+        self,
+        captured: Captured,
+        params: dict[str, torch.Tensor],
+        optimizer: Callable[[], torch.optim.Optimizer | None],
+        guard: Guard | None = None,
+    ):
+        self.captured, self.optimizer, self.guard = captured, optimizer, guard
+        self.loss, gradients = captured.nested(range(captured.spec.num_leaves - len(captured.fixed)))
+        places = {id(tensor): i for i, tensor in enumerate(captured.held)}
+        self.gradients = list(gradients.values())  # their places among the outputs
+        self.places = [places.get(id(params[name])) for name in gradients]  # the parameters', among what is held
+        self._ready: _Ready | None = None
+
+    @property
+    def params(self) -> list[torch.Tensor]:
+        """The parameters, in the order of their gradients."""
+        return [self.captured.held[i] for i in self.places]
+
+    def possible(self) -> bool:
+        """Whether the optimizer's step can be part of the graph; what torch sets up in a first step is then set up."""
+        optimizer = self.optimizer()
+        if optimizer is None or None in self.places or not 0 < len(self.places) <= MOST:
+            return False
+        if 0 in self.captured.fixed or self.loss != 0:  # a number, or more than one as in wake-sleep
+            return False
+        params = self.params
+        if not all(p.dtype is torch.float32 and p.device.type == "cpu" and p.is_contiguous() for p in params):
+            return False
+        if any(_rule(optimizer, group) is None for group in optimizer.param_groups):
+            return False
+        for p in params:
+            if not optimizer.state.get(p):
+                zeros = {name: torch.zeros_like(p.detach()) for name in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32), **zeros}
+        return self.begin() is not None
+
+    def begin(self) -> list[torch.Tensor] | None:
+        """m of all parameters, then v, then `numbers`, for the coming step.
+
+        None if the optimizer is to take a step of its own: it has been changed, or another loss has left gradients behind.
+        """
+        optimizer, params = self.optimizer(), self.params
+        if optimizer is None or any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+            return None
+        rules = [_rule(optimizer, group) for group in optimizer.param_groups]
+        ready = self._ready
+        if ready is None or not ready.holds(optimizer, params):
+            ready = self._set_up(optimizer, params)
+        if ready is None or rules != ready.rules:  # of a step that is compiled, they stay
+            return None
+        rows = []
+        for group, rule, counts in zip(optimizer.param_groups, rules, ready.counts, strict=True):
+            taken = {count.item() for count in counts} or {0.0}
+            if len(taken) > 1:  # some of them were moved without the others
+                return None
+            rate, t = group["lr"], taken.pop() + 1
+            correction = (1 - rule.beta2**t) ** -0.5
+            rows.append((rate / (1 - rule.beta1**t), correction, 1 - rate * rule.weight_decay))
+        self._ready = ready
+        return [*ready.moments, torch.tensor(rows)]
+
+    def _set_up(self, optimizer: torch.optim.Optimizer, params: list[torch.Tensor]) -> _Ready | None:
+        """Looks up what stays from step to step; None if the optimizer holds it in another form than is compiled."""
+        groups = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        if not all(p in groups and optimizer.state.get(p) for p in params):
+            return None
+        states, own = [optimizer.state[p] for p in params], [groups[p] for p in params]
+        moments = [state["exp_avg"] for state in states] + [state["exp_avg_sq"] for state in states]
+        for moment, p in zip(moments, params * 2, strict=True):
+            if (moment.dtype, moment.device, moment.stride()) != (p.dtype, p.device, p.stride()):
+                return None
+        rules = [_rule(optimizer, group) for group in optimizer.param_groups]
+        if self._ready is not None and (rules, own) != (self._ready.rules, self._ready.own):
+            return None
+        counts = [[s["step"] for s, j in zip(states, own, strict=True) if j == i] for i in range(len(rules))]
+        return _Ready(optimizer.state, params, rules, own, states, moments, counts)
+
+    def count(self, loss: torch.Tensor, norm: torch.Tensor | None = None) -> None:
+        """Notes in the optimizer, and with autograd, that the step has been taken, if it has."""
+        if norm is not None and not self.takes(loss.item(), norm.item()):
+            return
+        torch._foreach_add_([count for counts in self._ready.counts for count in counts], 1)
+        torch.autograd.graph.increment_version(self._ready.params)
+
+    def takes(self, loss: float, norm: float) -> bool:
+        """Whether a guarded step with such a loss and such a gradient changes anything."""
+        return math.isfinite(loss + norm) and (self.guard.bound is None or norm <= self.guard.bound)
+
+    def joined(self) -> Captured:
+        """The captured function with the step behind it.
+
+        Its inputs are followed by what `begin` gives; it returns the loss, and the gradient's norm if there is a guard.
+        """
+        whole = fx.Graph()
+        outputs = whole.graph_copy(self.captured.graph.graph, {})
+        last = [node for node in whole.nodes if node.op == "placeholder"][-1]
+        tensors, places = self.begin(), []
+        for i, tensor in enumerate(tensors):
+            with whole.inserting_after(last):
+                last = whole.placeholder(f"step_{i}")
+            last.meta["val"] = tensor
+            places.append(last)
+        own = [node for node in whole.nodes if node.op == "placeholder"]
+        given = [own[i] for i in self.places] + places[:-1] + [outputs[i] for i in self.gradients]
+        given += [outputs[self.loss], places[-1]]
+        values = [node.meta["val"] for node in given]
+        like = [torch.empty_strided(tuple(value.shape), value.stride(), dtype=value.dtype) for value in values]
+        with torch.no_grad():
+            step = make_fx(self.update, tracing_mode="fake")(*like)
+        into = dict(zip((n for n in step.graph.nodes if n.op == "placeholder"), given, strict=True))
+        whole.output(list(whole.graph_copy(step.graph, into)))
+        graph = fx.GraphModule(self.captured.graph, whole)
+        graph.graph.lint()
+        return dataclasses.replace(self.captured, graph=graph)
+
+    def update(self, *given: torch.Tensor) -> Sequence[torch.Tensor]:
+        """The step on parameters, m, v, gradients, the loss and `numbers`: moves the first three, returns as `joined` does.
+
+        `numbers` has a row for each of the optimizer's groups: α / (1 − β1^t), (1 − β2^t)^(−1/2), and AdamW's 1 − α λ.
+        """
+        n, rules, own = len(self.places), self._ready.rules, self._ready.own
+        *tensors, loss, numbers = given
+        gradients, stop = tensors[3 * n :], None
+        if self.guard is not None:
+            norm = sum((g * g).sum() for g in gradients).sqrt()
+            stop = ~torch.isfinite(loss + norm)
+            if self.guard.bound is not None:
+                stop = stop | ~(norm <= self.guard.bound)
+            if self.guard.clip is not None:
+                factor = (self.guard.clip / (norm + 1e-6)).clamp(max=1.0)
+                gradients = [g * factor for g in gradients]
+        for i, (row, g) in enumerate(zip(own, gradients, strict=True)):
+            p, m, v = tensors[i : 3 * n : n]
+            rule, (rate, correction, shrink) = rules[row], numbers[row].unbind()
+            shrunk = p
+            if rule.weight_decay and rule.decoupled:
+                shrunk = p * shrink
+            elif rule.weight_decay:
+                g = g + rule.weight_decay * p
+            m_now = m + (1 - rule.beta1) * (g - m)
+            v_now = rule.beta2 * v + (1 - rule.beta2) * g * g
+            p_now = shrunk - rate * m_now / (v_now.sqrt() * correction + rule.eps)
+            for old, new in ((p, p_now), (m, m_now), (v, v_now)):
+                old.copy_(new if stop is None else torch.where(stop, old, new))
+        return (loss,) if stop is None else (loss, norm)
+
+
+class _Ready(NamedTuple):
+    """What an optimizer holds, looked up once: its groups' rules and counts; each parameter's group, state and moments."""
+
+    state: Any
+    params: list[torch.Tensor]
+    rules: list[Rule]
+    own: list[int]
+    states: list[dict[str, Any]]
+    moments: list[torch.Tensor]
+    counts: list[list[torch.Tensor]]
+
+    def holds(self, optimizer: torch.optim.Optimizer, params: list[torch.Tensor]) -> bool:
+        """Whether it is so still."""
+        now = [state["exp_avg"] for state in self.states] + [state["exp_avg_sq"] for state in self.states]
+        moved = any(map(operator.is_not, params, self.params)) or any(map(operator.is_not, now, self.moments))
+        return self.state is optimizer.state and not moved
+
+
+def _rule(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> Rule | None:
+    """A group's rule; None if the optimizer is another, asks for more, or is looked on by hooks or a schedule of torch's."""
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or hooks or "step" in vars(optimizer):
+        return None
+    if group["amsgrad"] or group["maximize"] or group["capturable"] or group["differentiable"] or group["foreach"]:
+        return None
+    rule = Rule(*group["betas"], group["eps"], group["weight_decay"], group["decoupled_weight_decay"])
+    tensors = torch.Tensor in map(type, (group["lr"], *rule))
+    return None if tensors or group["fused"] is False else rule

@@ -1,0 +1,259 @@
+"""Adam's step behind a captured gradient: torch's own numbers, guards, and the way back to the optimizer's own step."""
+
+import functools
+
+import pyro
+import pytest
+import torch
+from torch import nn
+
+from pyro_vae import VAE, fit
+from pyro_vae.adam import AdamStep, Guard
+from pyro_vae.capture import capture
+from pyro_vae.gradients import Gradients, give
+from pyro_vae.networks import MLP
+from pyro_vae.svi import SVI
+from tests.test_svi import X, make_vae
+
+
+def regression(dtype=torch.float32):
+    """Weights, and a captured (loss, gradients) of them, whose gradients are of very different sizes."""
+    torch.manual_seed(0)
+    params = {"w": nn.Parameter(torch.randn(5, 3, dtype=dtype)), "b": nn.Parameter(torch.zeros(3, dtype=dtype))}
+
+    def loss_and_grads(model, guide, x, y):
+        for name, tensor in params.items():
+            pyro.param(name, tensor)
+        loss = ((x @ pyro.param("w") + pyro.param("b") - y) ** 2).sum()
+        loss.backward()
+        return loss
+
+    gradients = Gradients(loss_and_grads, None, None)
+    x, y = torch.randn(7, 5, dtype=dtype) * torch.logspace(-4, 2, 5, dtype=dtype), torch.randn(7, 3, dtype=dtype)
+    pyro.clear_param_store()
+    gradients(x, y)
+    store = pyro.get_param_store()._params
+    return gradients, {name: store[name] for name in params}, x, y
+
+
+def steps(make, count=25, guard=None, rates=(), dtype=torch.float32, joined=True):
+    """The parameters after some steps, taken by the graph or by torch, and the optimizer."""
+    gradients, params, x, y = regression(dtype)
+    optimizer = make(list(params.values()))
+    if joined:
+        step = AdamStep(capture(gradients, x, y), params, lambda: optimizer, guard)
+        assert step.possible()
+        graph = step.joined()
+    for i in range(count):
+        for group, rate in zip(optimizer.param_groups, rates, strict=False):
+            group["lr"] = rate / (1 + i)
+        if joined:
+            state = step.begin()
+            with torch.no_grad():
+                out = graph.graph(*graph.held, x, y, *state)
+            step.count(*out)
+        else:
+            give(params, gradients(x, y)[1])
+            if guard is not None and guard.clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(params.values(), guard.clip, norm_of(params))
+            optimizer.step()
+            optimizer.zero_grad()
+    return [p.detach() for p in params.values()], optimizer
+
+
+def held(optimizer):
+    return [optimizer.state[p] for group in optimizer.param_groups for p in group["params"]]
+
+
+def norm_of(params):
+    return torch.nn.utils.get_total_norm([p.grad for p in params.values()])
+
+
+def two_groups(params):
+    first, second = params
+    return torch.optim.AdamW(
+        [{"params": [first], "lr": 0.1, "weight_decay": 0.3}, {"params": [second], "betas": (0.5, 0.9)}], fused=True
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(functools.partial(torch.optim.Adam, lr=0.05), id="adam"),
+        pytest.param(functools.partial(torch.optim.Adam, lr=0.05, weight_decay=0.1, eps=1e-3), id="l2"),
+        pytest.param(functools.partial(torch.optim.AdamW, lr=0.05, weight_decay=0.2), id="adamw"),
+        pytest.param(two_groups, id="groups"),
+    ],
+)
+@pytest.mark.parametrize("guard", [None, Guard(), Guard(clip=0.5)], ids=["plain", "guarded", "clipped"])
+def test_steps_are_torchs_own(make, guard):
+    rates = (0.1, 0.02)  # they change from step to step
+    exact, _ = steps(make, guard=guard, rates=rates, dtype=torch.float64, joined=False)
+    torchs, theirs = steps(make, guard=guard, rates=rates, joined=False)
+    ours, mine = steps(make, guard=guard, rates=rates)
+    for a, b, true in zip(ours, torchs, exact, strict=True):
+        # Gradients here are sums of numbers up to 1e4, so that float32 itself is off by some 1e-5.
+        assert (a - true).abs().max() <= 2 * (b - true).abs().max() + 1e-6
+    for a, b in zip(held(mine), held(theirs), strict=True):
+        assert a["step"] == b["step"] == 25
+        assert a.keys() == b.keys()
+        for name in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5 * float(b[name].abs().max()))
+
+
+def test_a_guarded_step_that_is_not_finite_or_too_large_changes_nothing():
+    for guard, bad in ((Guard(), float("nan")), (Guard(), float("inf")), (Guard(bound=1e-3), 1.0)):
+        gradients, params, x, y = regression()
+        optimizer = torch.optim.Adam(params.values(), lr=0.1)
+        step = AdamStep(capture(gradients, x, y), params, lambda made=optimizer: made, guard)
+        assert step.possible()
+        before = [p.detach().clone() for p in params.values()]
+        graph = step.joined()
+        with torch.no_grad():
+            out = graph.graph(*graph.held, x, y * bad, *step.begin())
+        step.count(*out)
+        assert all(torch.equal(a, b) for a, b in zip(before, params.values(), strict=True))
+        assert all(state["step"] == 0 and not state["exp_avg"].any() for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        functools.partial(torch.optim.SGD, lr=0.1),
+        functools.partial(torch.optim.Adam, amsgrad=True),
+        functools.partial(torch.optim.Adam, maximize=True),
+        functools.partial(torch.optim.Adam, foreach=True),
+        functools.partial(torch.optim.Adam, fused=False),
+        functools.partial(torch.optim.Adam, lr=torch.tensor(0.1)),
+        type("MyAdam", (torch.optim.Adam,), {}),
+    ],
+    ids=["sgd", "amsgrad", "maximize", "foreach", "unfused", "tensor", "subclass"],
+)
+def test_other_steps_are_left_to_the_optimizer(make):
+    gradients, params, x, y = regression()
+    optimizer = make(params.values())
+    assert not AdamStep(capture(gradients, x, y), params, lambda: optimizer).possible()
+    assert not optimizer.state
+
+
+def test_what_changes_an_optimizer_is_seen():
+    gradients, params, x, y = regression()
+    made = [torch.optim.Adam(params.values(), lr=0.1)]
+    step = AdamStep(capture(gradients, x, y), params, lambda: made[0])
+    assert step.possible()
+    group, (w, b) = made[0].param_groups[0], params.values()
+    group["betas"] = (0.5, 0.9)
+    assert step.begin() is None
+    group["betas"] = (0.9, 0.999)
+    assert step.begin() is not None
+    w.grad = torch.ones_like(w)
+    assert step.begin() is None
+    w.grad = None
+    handle = made[0].register_step_post_hook(lambda *_: None)
+    assert step.begin() is None
+    handle.remove()
+    made[0].state[b]["step"] += 1
+    assert step.begin() is None
+    made[0].state[b]["step"] -= 1
+    made[0].load_state_dict(made[0].state_dict())  # other tensors of the same kind
+    assert {id(w), id(b)} == {id(p) for p in step.params}
+    assert step.begin()[0] is made[0].state[step.params[0]]["exp_avg"]
+    made[0] = torch.optim.lr_scheduler.ExponentialLR(made[0], 0.9).optimizer  # counts the calls of step
+    assert step.begin() is None
+
+
+def test_autograd_sees_the_step():
+    gradients, params, x, y = regression()
+    optimizer = torch.optim.Adam(params.values())
+    step = AdamStep(capture(gradients, x, y), params, lambda: optimizer)
+    assert step.possible()
+    loss = (params["w"] ** 2).sum()
+    step.count(loss)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+# --- in SVI and fit -------------------------------------------------------------------------------------------------
+
+
+def trained(compile, optim=None, count=12, between=lambda svi, i: None):
+    pyro.clear_param_store()
+    torch.manual_seed(1)
+    model, guide = make_vae()
+    svi = SVI(model, guide, optim or pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO(), compile=compile)
+    losses = []
+    for i in range(count):
+        between(svi, i)
+        losses.append(float(svi.step(X)))
+    return svi, losses, {name: tensor.detach().clone() for name, tensor in pyro.get_param_store().items()}
+
+
+def whole_of(svi):
+    (graph,) = (graph for setting in svi._step._settings for graph in setting.graphs.values())
+    return graph.whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [lambda: None, lambda: pyro.optim.AdamW({"lr": 0.02, "weight_decay": 0.1})])
+def test_svi_compiles_its_step_whole(make):
+    _, losses, params = trained("eager", make())
+    svi, got, now = trained("inductor", make())
+    assert whole_of(svi) is not None
+    assert not whole_of(svi).missed
+    assert got == pytest.approx(losses, rel=1e-4)
+    for name, tensor in params.items():
+        torch.testing.assert_close(now[name], tensor, rtol=1e-3, atol=1e-4)
+    counts = [next(iter(state["state"].values()))["step"] for state in svi.optim.get_state().values()]
+    assert counts == [12] * len(params)
+
+
+@pytest.mark.slow
+def test_svi_follows_changed_rates_and_betas():
+    def between(svi, i):
+        for made in svi.optim.optim_objs.values():
+            made.param_groups[0]["lr"] = 0.01 if i < 5 else 0.05
+            if i == 8:
+                made.param_groups[0]["betas"] = (0.5, 0.9)
+
+    _, losses, params = trained("eager", between=between, count=14)
+    svi, got, now = trained("inductor", between=between, count=14)
+    assert whole_of(svi).step._ready.rules[0].beta1 == 0.5  # it was compiled anew, as other betas came to stay
+    assert svi.how == "captured, Inductor"
+    assert got == pytest.approx(losses, rel=1e-4)
+    for name, tensor in params.items():
+        torch.testing.assert_close(now[name], tensor, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"clip": 0.2}, {"ema": 0.9}, {"skip_gradient_above": 2.5}], ids=str)
+def test_fit_compiles_its_step_whole(options, monkeypatch):
+    from pyro_vae import replay, training
+
+    kept = []
+
+    class Kept(replay.Replay):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            kept.append(self)
+
+    monkeypatch.setattr(training, "Replay", Kept)
+    x = (torch.rand(70, 12, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    results = []
+    for compile in ("graph", "inductor"):
+        torch.manual_seed(2)
+        vae = VAE((12,), 2, encoder=MLP([8]), decoder=MLP([8]))
+        made = fit(
+            vae, x, epochs=6, batch_size=16, lr=0.01, schedule="cosine", seed=0, compile=compile, device="cpu",
+            progress=False, **options,
+        )  # fmt: skip
+        results.append((made, [p.detach().clone() for p in vae.parameters()]))
+    wholes = [g.whole for s in kept[1]._settings for g in s.graphs.values() if g is not None and g.whole is not None]
+    assert wholes
+    assert not any(whole.missed for whole in wholes)  # with a short last batch in each epoch
+    (graph, expected), (compiled, got) = results
+    for a, b in zip(compiled.history, graph.history, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+        assert a.get("skipped") == b.get("skipped")
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4)
