@@ -59,7 +59,7 @@ def run(options: Options) -> list[Row]:
 def _case(case: Case, options: Options) -> list[Row]:
     say(f"step: {case.name}")
     names = list(torch_peers.STEPS)
-    if not isinstance(case.pair.objective(), Trace_ELBO):
+    if not isinstance(case.pair().objective(), Trace_ELBO):
         names.remove("pyro.infer.SVI, JitTrace_ELBO")
     lacking = missing("step", case.name, "numpyro", "jax") if case.pair is pairs.Tutorial else None
     if case.pair is pairs.Tutorial and not lacking:

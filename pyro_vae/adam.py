@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from pyro_vae.capture import Captured
 
@@ -70,7 +71,9 @@ class AdamStep:
         places = {id(tensor): i for i, tensor in enumerate(captured.held)}
         self.gradients = list(gradients.values())  # their places among the outputs
         self.places = [places.get(id(params[name])) for name in gradients]  # the parameters', among what is held
-        self._ready: _Ready | None = None
+        self.rules: list[Rule | None] = []  # of the optimizer's groups
+        self.own: list[int] = []  # each parameter's group
+        self._held: _Held | None = None
 
     @property
     def params(self) -> list[torch.Tensor]:
@@ -87,12 +90,15 @@ class AdamStep:
         params = self.params
         if not all(p.dtype is torch.float32 and p.device.type == "cpu" and p.is_contiguous() for p in params):
             return False
-        if any(_rule(optimizer, group) is None for group in optimizer.param_groups):
+        groups = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        self.rules = [_rule(optimizer, group) for group in optimizer.param_groups]
+        if None in self.rules or not all(p in groups for p in params):
             return False
+        self.own = [groups[p] for p in params]
         for p in params:
             if not optimizer.state.get(p):
                 zeros = {name: torch.zeros_like(p.detach()) for name in ("exp_avg", "exp_avg_sq")}
-                optimizer.state[p] = {"step": torch.zeros((), dtype=torch.float32), **zeros}
+                optimizer.state[p].update(step=torch.zeros((), dtype=torch.float32), **zeros)
         return self.begin() is not None
 
     def begin(self) -> list[torch.Tensor] | None:
@@ -101,47 +107,38 @@ class AdamStep:
         None if the optimizer is to take a step of its own: it has been changed, or another loss has left gradients behind.
         """
         optimizer, params = self.optimizer(), self.params
-        if optimizer is None or any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+        if optimizer is None or (held := _look_up(optimizer, params)) is None:
             return None
-        rules = [_rule(optimizer, group) for group in optimizer.param_groups]
-        ready = self._ready
-        if ready is None or not ready.holds(optimizer, params):
-            ready = self._set_up(optimizer, params)
-        if ready is None or rules != ready.rules:  # of a step that is compiled, they stay
+        if any(p.grad is not None for p in held.members):
             return None
-        rows = []
-        for group, rule, counts in zip(optimizer.param_groups, rules, ready.counts, strict=True):
-            taken = {count.item() for count in counts} or {0.0}
-            if len(taken) > 1:  # some of them were moved without the others
+        if self.rules != [_rule(optimizer, group) for group in optimizer.param_groups]:
+            return None
+        if self._held is None or not held.same_as(self._held):
+            groups = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+            if self.own != [groups.get(p) for p in params]:
                 return None
-            rate, t = group["lr"], taken.pop() + 1
+            for moment, p in zip(held.moments, params * 2, strict=True):
+                if (moment.dtype, moment.device, moment.stride()) != (p.dtype, p.device, p.stride()):
+                    return None
+            self._held = held
+        times: list[set[float]] = [set() for _ in self.rules]
+        for i, count in zip(self.own, held.counts, strict=True):
+            times[i].add(count.item())
+        rows = []
+        for group, rule, taken in zip(optimizer.param_groups, self.rules, times, strict=True):
+            if len(taken) > 1:  # some were moved without the others
+                return None
+            rate, t = group["lr"], 1 + (taken.pop() if taken else 0)
             correction = (1 - rule.beta2**t) ** -0.5
             rows.append((rate / (1 - rule.beta1**t), correction, 1 - rate * rule.weight_decay))
-        self._ready = ready
-        return [*ready.moments, torch.tensor(rows)]
-
-    def _set_up(self, optimizer: torch.optim.Optimizer, params: list[torch.Tensor]) -> _Ready | None:
-        """Looks up what stays from step to step; None if the optimizer holds it in another form than is compiled."""
-        groups = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
-        if not all(p in groups and optimizer.state.get(p) for p in params):
-            return None
-        states, own = [optimizer.state[p] for p in params], [groups[p] for p in params]
-        moments = [state["exp_avg"] for state in states] + [state["exp_avg_sq"] for state in states]
-        for moment, p in zip(moments, params * 2, strict=True):
-            if (moment.dtype, moment.device, moment.stride()) != (p.dtype, p.device, p.stride()):
-                return None
-        rules = [_rule(optimizer, group) for group in optimizer.param_groups]
-        if self._ready is not None and (rules, own) != (self._ready.rules, self._ready.own):
-            return None
-        counts = [[s["step"] for s, j in zip(states, own, strict=True) if j == i] for i in range(len(rules))]
-        return _Ready(optimizer.state, params, rules, own, states, moments, counts)
+        return [*held.moments, torch.tensor(rows)]
 
     def count(self, loss: torch.Tensor, norm: torch.Tensor | None = None) -> None:
         """Notes in the optimizer, and with autograd, that the step has been taken, if it has."""
         if norm is not None and not self.takes(loss.item(), norm.item()):
             return
-        torch._foreach_add_([count for counts in self._ready.counts for count in counts], 1)
-        torch.autograd.graph.increment_version(self._ready.params)
+        torch._foreach_add_(self._held.counts, 1)
+        torch.autograd.graph.increment_version(self.params)
 
     def takes(self, loss: float, norm: float) -> bool:
         """Whether a guarded step with such a loss and such a gradient changes anything."""
@@ -179,20 +176,23 @@ class AdamStep:
 
         `numbers` has a row for each of the optimizer's groups: α / (1 − β1^t), (1 − β2^t)^(−1/2), and AdamW's 1 − α λ.
         """
-        n, rules, own = len(self.places), self._ready.rules, self._ready.own
+        n = len(self.places)
         *tensors, loss, numbers = given
         gradients, stop = tensors[3 * n :], None
         if self.guard is not None:
             norm = sum((g * g).sum() for g in gradients).sqrt()
-            stop = ~torch.isfinite(loss + norm)
+            stop = ~torch.isfinite(loss.reshape(()) + norm)
             if self.guard.bound is not None:
                 stop = stop | ~(norm <= self.guard.bound)
             if self.guard.clip is not None:
                 factor = (self.guard.clip / (norm + 1e-6)).clamp(max=1.0)
                 gradients = [g * factor for g in gradients]
-        for i, (row, g) in enumerate(zip(own, gradients, strict=True)):
+        moved: list[
+            tuple[torch.Tensor, torch.Tensor]
+        ] = []  # written at the end, as a gradient may be another parameter
+        for i, (row, g) in enumerate(zip(self.own, gradients, strict=True)):
             p, m, v = tensors[i : 3 * n : n]
-            rule, (rate, correction, shrink) = rules[row], numbers[row].unbind()
+            rule, (rate, correction, shrink) = self.rules[row], numbers[row].unbind()
             shrunk = p
             if rule.weight_decay and rule.decoupled:
                 shrunk = p * shrink
@@ -201,32 +201,40 @@ class AdamStep:
             m_now = m + (1 - rule.beta1) * (g - m)
             v_now = rule.beta2 * v + (1 - rule.beta2) * g * g
             p_now = shrunk - rate * m_now / (v_now.sqrt() * correction + rule.eps)
-            for old, new in ((p, p_now), (m, m_now), (v, v_now)):
-                old.copy_(new if stop is None else torch.where(stop, old, new))
+            moved += [(p, p_now), (m, m_now), (v, v_now)]
+        moved = [(old, new if stop is None else torch.where(stop, old, new)) for old, new in moved]
+        for old, new in moved:
+            old.copy_(new)
         return (loss,) if stop is None else (loss, norm)
 
 
-class _Ready(NamedTuple):
-    """What an optimizer holds, looked up once: its groups' rules and counts; each parameter's group, state and moments."""
+class _Held(NamedTuple):
+    """What an optimizer holds: the members of its groups, and the moments and counts of some of them."""
 
-    state: Any
-    params: list[torch.Tensor]
-    rules: list[Rule]
-    own: list[int]
-    states: list[dict[str, Any]]
+    members: list[torch.Tensor]
     moments: list[torch.Tensor]
-    counts: list[list[torch.Tensor]]
+    counts: list[torch.Tensor]
 
-    def holds(self, optimizer: torch.optim.Optimizer, params: list[torch.Tensor]) -> bool:
-        """Whether it is so still."""
-        now = [state["exp_avg"] for state in self.states] + [state["exp_avg_sq"] for state in self.states]
-        moved = any(map(operator.is_not, params, self.params)) or any(map(operator.is_not, now, self.moments))
-        return self.state is optimizer.state and not moved
+    def same_as(self, other: _Held) -> bool:
+        """Whether they are the very same tensors."""
+        pairs = zip(self, other, strict=True)
+        return all(len(mine) == len(theirs) and not any(map(operator.is_not, mine, theirs)) for mine, theirs in pairs)
+
+
+def _look_up(optimizer: torch.optim.Optimizer, params: Sequence[torch.Tensor]) -> _Held | None:
+    """What the optimizer holds now; None if it holds nothing of one of the parameters, as before its first step."""
+    states = [optimizer.state.get(p) for p in params]
+    if not all(states):
+        return None
+    moments = [state[name] for name in ("exp_avg", "exp_avg_sq") for state in states]
+    members = [p for group in optimizer.param_groups for p in group["params"]]
+    return _Held([*members, *params], moments, [state["step"] for state in states])
 
 
 def _rule(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> Rule | None:
     """A group's rule; None if the optimizer is another, asks for more, or is looked on by hooks or a schedule of torch's."""
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    hooks = hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks
     if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or hooks or "step" in vars(optimizer):
         return None
     if group["amsgrad"] or group["maximize"] or group["capturable"] or group["differentiable"] or group["foreach"]:

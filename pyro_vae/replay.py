@@ -404,8 +404,10 @@ class Replay:
         try:
             step = self.follow(graph) if self.follow is not None and graph.parted < 2 else None
             if step is not None and step.possible():
-                with contextlib.suppress(CaptureError):  # such as parameters that share memory
+                try:
                     graph.whole = self._whole(graph, tensors, step)
+                except CaptureError as error:  # such as parameters that share memory
+                    logger.info("%s is compiled without the optimizer's: %s.", self.what.capitalize(), error)
             if graph.whole is None:
                 self._lower(graph, tensors, "inductor")
             graph.inductor = True
@@ -419,7 +421,10 @@ class Replay:
         Raises:
             CaptureError: if that can't be done, or gives other values.
         """
-        joined, state = step.joined(), step.begin()
+        try:
+            joined, state = step.joined(), step.begin()
+        except Exception as error:  # gradients of shapes that only an optimizer takes, say
+            raise CaptureError(f"its step fails: {str(error).splitlines()[0]}") from error
         with kept_random_state("cpu"):
             run = lower(joined, [*tensors, *state], "inductor", self.precision)
         if self.precision == "float32":
@@ -436,6 +441,8 @@ class Replay:
             same = (moves - own_moves).abs().sum() <= 0.05 * moves.abs().sum()
             if not same or not all(_close(b, a, 2e-3, noise) for a, b in zip(expected, got, strict=True)):
                 raise CaptureError("run by inductor, its graph gives other values")
+            if not all(t.isfinite().all() for t in expected):
+                raise CaptureError("its first values are not finite, and can't be compared")
         return Whole(step, run)
 
     def _part(self, graph: Graph, tensors: list[torch.Tensor]) -> None:

@@ -456,6 +456,10 @@ class Trainer:
             return torch.as_tensor(loss), norm
         if not math.isfinite(float(loss) + norm.item()):
             torch.set_rng_state(before)
+            if gradients is None:  # which are to say where it is
+                with pyro.validation_enabled(False):
+                    give(self.moved, self.gradients(*batch)[1])
+                torch.set_rng_state(before)
             reason = explain(self.pair, index, batch, self.moved)
             raise TrainingDiverged(
                 f"Epoch {epoch}: the loss is {float(loss)}, the gradient's norm {norm.item()}. {reason}"

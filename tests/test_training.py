@@ -334,6 +334,24 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step():
     assert same(before, weights(pair))
 
 
+@pytest.mark.slow
+def test_a_gradient_that_is_not_finite_stops_a_compiled_run_too():
+    class Rooted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.factor = nn.Linear(4, 4), nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return self.inner(x) + 0.0 * (self.factor * x[:, :1]).abs().sqrt()  # no number where x is 0
+
+    pair = vae(encoder=Rooted(), likelihood=likelihoods.Bernoulli(relaxed=True))
+    x = 0.1 + 0.8 * torch.rand(100, 4)
+    x[17, 0] = 0.0
+    with pytest.raises(TrainingDiverged, match="Epoch 1: .*gradient of .*encoder.module.factor"):
+        quiet(pair, x, epochs=1, batch_size=10, seed=0, compile="inductor")
+    assert all(parameter.isfinite().all() for parameter in pair.parameters())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
