@@ -45,7 +45,7 @@ def _machine(report: dict[str, Any]) -> Iterable[str]:
     yield (
         f"*{machine['cpu']}, {machine['cores']} cores, float32; {report['date']}; "
         + ", ".join(f"{name} {versions[name]}" for name in named)
-        + ". Medians of interleaved rounds, believed where losses agree; in steps and epochs each in its own process.*\n"
+        + ". Medians of interleaved rounds, believed where all reach the same loss.*\n"
     )
     yield "| a training step, in ms | " + " | ".join(STEP.values()) + " |"
     yield "|---" * (len(STEP) + 1) + "|"

@@ -28,6 +28,9 @@ COMPILE = ("auto", "eager", "graph", "inductor")
 
 CAPTURE_FROM = 100  # calls; fewer do not repay the time that capturing takes
 
+# Compiling the optimizer's step with the gradients: seconds more for each parameter, and the share of a call that it saves.
+STEP_COST, STEP_GAIN = 0.25, 0.07
+
 MAX_KINDS = 32  # of batches, and of settings of the plain values around them, for each of which a graph is kept
 
 logger = logging.getLogger("pyro_vae")
@@ -42,12 +45,13 @@ class Graph:
         run: the fastest way to run it so far, a function of the inputs.
         params: Pyro's parameters in it, by name.
         stored: the names of those that Pyro's store holds; the others are PyroModules' own.
-        inductor: whether `run` is compiled; None while that is undecided.
+        inductor: whether it runs compiled; None while that is undecided.
         unchecked: how many more batches are to be run eagerly too, and compared.
         calls: of `run` since the last change of it.
         estimate: seconds that a call takes uncompiled, from its operations' sizes.
-        whole: the graph compiled together with the optimizer's step; `run` is then not compiled.
-        parted: how often such a compiled step had to be given up.
+        whole: the graph compiled together with the optimizer's step, if it is.
+        alone: whether `run` is compiled.
+        parted: how often a compiled step had to be given up.
     """
 
     captured: Captured
@@ -59,6 +63,7 @@ class Graph:
     calls: int = 0
     estimate: float = 0.0
     whole: Whole | None = None
+    alone: bool = False
     parted: int = 0
 
 
@@ -185,6 +190,10 @@ class Replay:
         graph.calls += 1
         if graph.inductor is None:  # what has come so far is the best guess of what is to come
             self._consider_inductor(graph, tensors, graph.calls)
+        elif graph.alone and self.calls is None and graph.whole is None and graph.calls % 1000 == 0:
+            pays = self._step_pays(graph, graph.calls, _cost(graph))
+            if pays and not self._join(graph, tensors):
+                graph.parted = 2  # not tried again
         return graph.captured.nested(flat)
 
     def _holds(self, graph: Graph, tensors: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -390,8 +399,7 @@ class Replay:
 
     def _consider_inductor(self, graph: Graph, tensors: list[torch.Tensor], calls: int) -> None:
         """Compiles where that pays: it takes some seconds, and saves about a third of the time of each later call."""
-        cost = 2.0 + 0.04 * len(graph.captured.graph.graph.nodes)  # seconds, as seen on two cores without a cache
-        if calls * graph.estimate / 3 < cost:
+        if calls * graph.estimate / 3 < _cost(graph):
             return
         if has_compiler(tensors[0].device if tensors else torch.device("cpu")):
             self._compile(graph, tensors)
@@ -402,18 +410,31 @@ class Replay:
         start = time.perf_counter()
         graph.inductor = False
         try:
-            step = self.follow(graph) if self.follow is not None and graph.parted < 2 else None
-            if step is not None and step.possible():
-                try:
-                    graph.whole = self._whole(graph, tensors, step)
-                except CaptureError as error:  # such as parameters that share memory
-                    logger.info("%s is compiled without the optimizer's: %s.", self.what.capitalize(), error)
-            if graph.whole is None:
+            calls = graph.calls if self.calls is None else self.calls(*tensors)
+            if not (self._step_pays(graph, calls) and self._join(graph, tensors)):
                 self._lower(graph, tensors, "inductor")
+                graph.alone = True
             graph.inductor = True
         except CaptureError as error:
             logger.warning("%s stays a captured graph that is not compiled: %s.", self.what.capitalize(), error)
         self.compile_seconds += time.perf_counter() - start
+
+    def _step_pays(self, graph: Graph, calls: int, more: float = 0.0) -> bool:
+        """Whether so many calls repay the time for compiling the optimizer's step too, and `more` seconds."""
+        if self.follow is None or graph.parted > 1:
+            return False
+        return calls * graph.estimate * STEP_GAIN >= STEP_COST * len(graph.params) + more
+
+    def _join(self, graph: Graph, tensors: list[torch.Tensor]) -> bool:
+        """Compiles the graph together with the optimizer's step, if that can be done."""
+        step = self.follow(graph)
+        if step is None or not step.possible():
+            return False
+        try:
+            graph.whole = self._whole(graph, tensors, step)
+        except CaptureError as error:  # such as parameters that share memory
+            logger.info("%s is compiled apart from the optimizer's: %s.", self.what.capitalize(), error)
+        return graph.whole is not None
 
     def _whole(self, graph: Graph, tensors: list[torch.Tensor], step: AdamStep) -> Whole:
         """The graph and the step after it, compiled as one.
@@ -450,7 +471,13 @@ class Replay:
         graph.whole.missed += 1
         if graph.whole.missed > 3:
             graph.whole, graph.parted = None, graph.parted + 1
-            self._compile(graph, tensors)
+            if not graph.alone:
+                self._compile(graph, tensors)
+
+
+def _cost(graph: Graph) -> float:
+    """Seconds that compiling takes, as seen on two cores without a cache."""
+    return 2.0 + 0.04 * len(graph.captured.graph.graph.nodes)
 
 
 class _Kept:

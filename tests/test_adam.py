@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from pyro_vae import VAE, fit
+from pyro_vae import VAE, fit, replay, training
 from pyro_vae.adam import AdamStep, Guard
 from pyro_vae.capture import capture
 from pyro_vae.gradients import Gradients, give
@@ -224,6 +224,12 @@ def test_autograd_sees_the_step():
 # --- in SVI and fit -------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def at_once(monkeypatch):
+    """A step counts as repaying its compilation from the first call on."""
+    monkeypatch.setattr(replay, "STEP_COST", 0.0)
+
+
 def trained(compile, optim=None, count=12, between=lambda svi, i: None):
     pyro.clear_param_store()
     torch.manual_seed(1)
@@ -243,6 +249,7 @@ def whole_of(svi):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: None, lambda: pyro.optim.AdamW({"lr": 0.02, "weight_decay": 0.1})])
+@pytest.mark.usefixtures("at_once")
 def test_svi_compiles_its_step_whole(make):
     _, losses, params = trained("eager", make())
     svi, got, now = trained("inductor", make())
@@ -256,6 +263,19 @@ def test_svi_compiles_its_step_whole(make):
 
 
 @pytest.mark.slow
+def test_a_long_run_of_svi_joins_its_step_later(monkeypatch):
+    monkeypatch.setattr(replay, "STEP_GAIN", 1e6)
+    svi, *_ = trained("inductor", count=999)
+    assert whole_of(svi) is None
+    for _ in range(5):
+        svi.step(X)
+    assert whole_of(svi) is not None
+    counts = [next(iter(state["state"].values()))["step"] for state in svi.optim.get_state().values()]
+    assert {int(count) for count in counts} == {1004}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("at_once")
 def test_svi_follows_changed_rates_and_betas():
     def between(svi, i):
         for made in svi.optim.optim_objs.values():
@@ -274,8 +294,8 @@ def test_svi_follows_changed_rates_and_betas():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"clip": 0.2}, {"ema": 0.9}, {"skip_gradient_above": 2.5}], ids=str)
+@pytest.mark.usefixtures("at_once")
 def test_fit_compiles_its_step_whole(options, monkeypatch):
-    from pyro_vae import replay, training
 
     kept = []
 
