@@ -142,7 +142,7 @@ class AdamStep:
 
     def takes(self, loss: float, norm: float) -> bool:
         """Whether a guarded step with such a loss and such a gradient changes anything."""
-        return math.isfinite(loss + norm) and (self.guard.bound is None or norm <= self.guard.bound)
+        return math.isfinite(loss) and math.isfinite(norm) and (self.guard.bound is None or norm <= self.guard.bound)
 
     def joined(self) -> Captured:
         """The captured function with the step behind it.
@@ -181,15 +181,14 @@ class AdamStep:
         gradients, stop = tensors[3 * n :], None
         if self.guard is not None:
             norm = sum((g * g).sum() for g in gradients).sqrt()
-            stop = ~torch.isfinite(loss.reshape(()) + norm)
+            # As `takes` decides in Python's numbers, so that no step is taken and not counted.
+            stop = ~(torch.isfinite(loss.reshape(())) & torch.isfinite(norm))
             if self.guard.bound is not None:
-                stop = stop | ~(norm <= self.guard.bound)
+                stop = stop | ~(norm.double() <= self.guard.bound)
             if self.guard.clip is not None:
                 factor = (self.guard.clip / (norm + 1e-6)).clamp(max=1.0)
                 gradients = [g * factor for g in gradients]
-        moved: list[
-            tuple[torch.Tensor, torch.Tensor]
-        ] = []  # written at the end, as a gradient may be another parameter
+        moved: list[tuple[torch.Tensor, torch.Tensor]] = []
         for i, (row, g) in enumerate(zip(self.own, gradients, strict=True)):
             p, m, v = tensors[i : 3 * n : n]
             rule, (rate, correction, shrink) = self.rules[row], numbers[row].unbind()
@@ -203,7 +202,7 @@ class AdamStep:
             p_now = shrunk - rate * m_now / (v_now.sqrt() * correction + rule.eps)
             moved += [(p, p_now), (m, m_now), (v, v_now)]
         moved = [(old, new if stop is None else torch.where(stop, old, new)) for old, new in moved]
-        for old, new in moved:
+        for old, new in moved:  # at the end, as a gradient may be another parameter
             old.copy_(new)
         return (loss,) if stop is None else (loss, norm)
 

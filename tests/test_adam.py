@@ -119,6 +119,26 @@ def test_a_guarded_step_that_is_not_finite_or_too_large_changes_nothing():
         assert all(state["step"] == 0 and not state["exp_avg"].any() for state in optimizer.state.values())
 
 
+def test_a_norm_that_equals_the_bound_but_for_rounding_counts_as_it_moves():
+    def taken(guard):
+        gradients, params, x, y = regression()
+        optimizer = torch.optim.Adam(params.values(), lr=0.1)
+        step = AdamStep(capture(gradients, x, y), params, lambda: optimizer, guard)
+        assert step.possible()
+        before = params["w"].detach().clone()
+        graph = step.joined()
+        with torch.no_grad():
+            out = graph.graph(*graph.held, x, y, *step.begin())
+        step.count(*out)
+        counted = int(optimizer.state[params["w"]]["step"])
+        assert counted == (not torch.equal(before, params["w"]))
+        return counted, out[1].item()
+
+    counted, norm = taken(Guard())
+    assert counted
+    assert [taken(Guard(bound=norm * factor))[0] for factor in (1 + 1e-9, 1 - 1e-9, 0.5)] == [1, 0, 0]
+
+
 @pytest.mark.parametrize(
     "make",
     [
