@@ -15,6 +15,7 @@ from torch import fx
 
 from pyro_vae.arithmetic import group_logs, log1p_is_slow, vectorise_logs
 from pyro_vae.capture import Captured, CaptureError, aten, is_random, value_of
+from pyro_vae.layouts import weights_first
 from pyro_vae.machine import remembered
 from pyro_vae.products import PRODUCTS, choose_matrix_library, round_products
 
@@ -43,6 +44,8 @@ def lower(captured: Captured, inputs: Sequence[torch.Tensor], mode: Mode, precis
         round_products(graph)
     if all(t.device.type == "cpu" for t in tensors):
         if precision != "bf16":
+            if mode == "inductor":
+                weights_first(graph)
             choose_matrix_library(graph)
         if mode == "inductor":
             group_logs(graph)
