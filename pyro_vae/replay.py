@@ -227,8 +227,8 @@ class Replay:
     def _find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Graph | None, list[torch.Tensor]]:
         if self.compile == "eager" or self.refusal is not None or pyro.poutine.runtime._PYRO_STACK:
             return None, []
-        leaves, spec = tree_flatten((args, kwargs))
-        nested = bool(kwargs) or any(isinstance(arg, (tuple, list, dict)) for arg in args)
+        nested = bool(kwargs) or not all(isinstance(arg, (torch.Tensor, *PLAIN)) for arg in args)
+        leaves, spec = tree_flatten((args, kwargs)) if nested else (list(args), None)
         key, tensors = self._kind(leaves, spec if nested else len(args))
         if key is None:
             return None, []
@@ -250,6 +250,7 @@ class Replay:
             if self.calls is not None and self.compile == "auto" and self.calls(*tensors) < CAPTURE_FROM:
                 return None, []
             try:
+                spec = spec if nested else tree_flatten((args, kwargs))[1]
                 graph = self._capture(setting, leaves, spec, tensors)
             except CaptureError as error:
                 self._refuse(str(error))
