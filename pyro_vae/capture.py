@@ -298,6 +298,20 @@ def _changes_nothing(node: fx.Node) -> bool:
 _FACTORIES = {op: True for op in (aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default)}
 
 
+#: Draws that do not look at their tensor argument, which only says shape, dtype and device.
+BLIND = {
+    aten.normal_functional.default,
+    aten.uniform.default,
+    aten.exponential.default,
+    aten.bernoulli.p,
+    aten.cauchy.default,
+    aten.geometric.default,
+    aten.log_normal.default,
+    aten.rand_like.default,
+    aten.randn_like.default,
+}
+
+
 def is_random(node: fx.Node) -> bool:
     """Whether the operation draws from torch's random state."""
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags

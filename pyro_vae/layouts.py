@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from pyro_vae.capture import aten, is_random, value_of
+from pyro_vae.capture import BLIND, aten, is_random, value_of
 
 #: Numbers in a weight, from which it matters who reads it.
 WORTH_IT = 2**18
@@ -23,6 +24,29 @@ _POINTWISE = {
     aten.hardtanh_backward.default,
     aten.detach.default,
     aten.alias.default,
+}
+# Of these the result does not hang on the order in which numbers lie. Others may read memory as it is.
+_BEAR = {
+    *(aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution, aten.convolution_backward),
+    *(aten.t, aten.transpose, aten.permute, aten.view, aten._unsafe_view, aten.reshape, aten.expand, aten.unsqueeze),
+    *(aten.squeeze, aten.select, aten.slice, aten.split, aten.split_with_sizes, aten.unbind, aten.cat, aten.stack),
+    *(aten.select_backward, aten.slice_backward, aten.copy_, aten._to_copy, aten.constant_pad_nd, aten.index_select),
+    *(aten.sum, aten.mean, aten.prod, aten.amax, aten.amin, aten.any, aten.all, aten.logsumexp, aten.cumsum, aten.flip),
+    *(aten._softmax, aten._log_softmax, aten._softmax_backward_data, aten._log_softmax_backward_data),
+    *(aten.binary_cross_entropy_with_logits, aten.log_sigmoid_forward, aten.log_sigmoid_backward),
+    *(aten.native_layer_norm, aten.native_layer_norm_backward, aten._prelu_kernel, aten._prelu_kernel_backward),
+    *(
+        aten.full,
+        aten.zeros,
+        aten.ones,
+        aten.empty,
+        aten.arange,
+        aten.linspace,
+        aten.scalar_tensor,
+        aten.lift_fresh_copy,
+    ),
+    *(aten.full_like, aten.zeros_like, aten.ones_like, aten.empty_like),
+    *(aten.new_full, aten.new_zeros, aten.new_ones, aten.new_empty),
 }
 
 
@@ -65,10 +89,19 @@ def weights_first(graph: fx.GraphModule) -> None:
 
 
 def _bears_transposes(node: fx.Node) -> bool:
-    """Whether an operation may meet other strides: not if it reads memory by them, or draws in their order."""
-    if is_random(node):
-        return all(value_of(source).is_contiguous() for source in node.all_input_nodes)
-    return node.target is not aten.as_strided.default
+    """Whether an operation gives the same, and Inductor runs it, whatever the strides of its inputs are."""
+    if node.op in ("placeholder", "output") or node.target is operator.getitem:
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if is_random(node):  # numbers are drawn in the order of strides, which Inductor would choose
+        blind = node.target in BLIND and value_of(node.args[0]).is_contiguous()
+        return not node.all_input_nodes or (blind and node.all_input_nodes == [node.args[0]])
+    return _is_pointwise(node) or (node.target.overloadpacket in _BEAR and node.target is not aten.view.dtype)
+
+
+def _is_pointwise(node: fx.Node) -> bool:
+    return node.target in _POINTWISE or torch.Tag.pointwise in node.target.tags
 
 
 def _keep_orders(graph: fx.Graph, turned: dict[fx.Node, fx.Node]) -> None:
@@ -79,13 +112,21 @@ def _keep_orders(graph: fx.Graph, turned: dict[fx.Node, fx.Node]) -> None:
         if node.op != "output" and not is_random(node):
             continue
         for source in node.all_input_nodes:
-            if source in turned or (is_random(node) and source.op != "placeholder"):
+            if source.op != "placeholder" and not (node.op == "output" and _is_row_major(source)):
                 with graph.inserting_before(node):
                     copy = graph.call_function(
                         aten.clone.default, (source,), {"memory_format": torch.contiguous_format}
                     )
                 copy.meta["val"] = value_of(source).contiguous()
                 node.replace_input_with(source, copy)
+
+
+def _is_row_major(node: fx.Node) -> bool:
+    """Whether a result can only be stored row by row: a vector, or a product, however often transposed and back."""
+    transposed = False
+    while node.target in (aten.t.default, aten.detach.default):
+        node, transposed = node.args[0], transposed ^ (node.target is aten.t.default)
+    return value_of(node).dim() < 2 or (node.target in (aten.mm.default, aten.addmm.default) and not transposed)
 
 
 def _learned(graph: fx.Graph) -> set[fx.Node]:
@@ -140,9 +181,8 @@ def _entries(node: fx.Node, turned: dict[fx.Node, fx.Node]) -> fx.Node | None:
     """The transpose of a matrix computed entry by entry from others, of which one is a transpose."""
     if not isinstance(node.target, torch._ops.OpOverload) or turned.keys().isdisjoint(node.all_input_nodes):
         return None
-    pointwise = node.target in _POINTWISE or torch.Tag.pointwise in node.target.tags
     value, sources = node.meta.get("val"), [value_of(source) for source in node.all_input_nodes]
-    if not pointwise or is_random(node) or node.target._schema.is_mutable or "memory_format" in node.kwargs:
+    if not _is_pointwise(node) or is_random(node) or node.target._schema.is_mutable or "memory_format" in node.kwargs:
         return None
     if not isinstance(value, torch.Tensor) or any(source.dim() > 2 for source in sources):
         return None

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from pyro_vae.arithmetic import group_logs, log1p_is_slow, vectorise_logs
-from pyro_vae.capture import Captured, CaptureError, aten, is_random, value_of
+from pyro_vae.capture import BLIND, Captured, CaptureError, aten, is_random, value_of
 from pyro_vae.layouts import weights_first
 from pyro_vae.machine import remembered
 from pyro_vae.products import PRODUCTS, choose_matrix_library, round_products
@@ -118,19 +118,6 @@ def _inductor(graph: fx.GraphModule, tensors: list[torch.Tensor]) -> Flat:
 
 # --- noise ----------------------------------------------------------------------------------------------------------
 
-# Draws that do not look at their tensor argument, which only says shape, dtype and device.
-_BLIND = {
-    aten.normal_functional.default,
-    aten.uniform.default,
-    aten.exponential.default,
-    aten.bernoulli.p,
-    aten.cauchy.default,
-    aten.geometric.default,
-    aten.log_normal.default,
-    aten.rand_like.default,
-    aten.randn_like.default,
-}
-
 
 def split_noise(graph: fx.GraphModule) -> tuple[Flat, fx.GraphModule]:
     """The draws that depend on no value, to be made first, and the rest of the graph, which takes them as inputs.
@@ -144,7 +131,7 @@ def split_noise(graph: fx.GraphModule) -> tuple[Flat, fx.GraphModule]:
     nodes = list(graph.graph.nodes)
     ahead: list[fx.Node] = []
     for node in (n for n in nodes if is_random(n)):
-        tensors = [a for a in node.all_input_nodes if not (node.target in _BLIND and a is node.args[0])]
+        tensors = [a for a in node.all_input_nodes if not (node.target in BLIND and a is node.args[0])]
         if tensors or not isinstance(node.meta.get("val"), torch.Tensor):
             break
         ahead.append(node)
@@ -157,7 +144,7 @@ def split_noise(graph: fx.GraphModule) -> tuple[Flat, fx.GraphModule]:
     made = []
     for node in ahead:
         args = list(node.args)
-        if node.target in _BLIND:
+        if node.target in BLIND:
             val = node.args[0].meta["val"]
             args[0] = noise.call_function(
                 torch.empty_strided, (tuple(val.shape), val.stride()), {"dtype": val.dtype, "device": val.device}

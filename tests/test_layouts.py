@@ -38,6 +38,7 @@ def gradients_of(network, extra=lambda y: y):
 def turned(captured):
     graph = fx.GraphModule(captured.graph, fx.Graph())
     graph.graph.output(graph.graph.graph_copy(captured.graph.graph, {}))
+    graph.recompile()
     weights_first(graph)
     graph.graph.lint()
     return graph
@@ -92,7 +93,7 @@ def test_values_and_gradients_stay(activation):
         lambda y: y.t(),
         lambda y: y.transpose(0, 1).reshape(150, -1),
         lambda y: torch.where(y > 0, y, torch.linspace(0, 1, 600)) * torch.ones(BATCH, 1) + torch.ones(1, 600),
-        lambda y: y.exp().clamp(max=2.0) * torch.tensor(2.0) + torch.rand_like(y) * torch.bernoulli(torch.sigmoid(y)),
+        lambda y: y.exp().clamp(max=2.0) * torch.tensor(2.0) + torch.rand_like(y) * torch.randn(600),
         lambda y: torch.cat([y, y + 1], -1),
         lambda y: torch.softmax(y, -1).cumsum(0),
         lambda y: y[2:, ::3].contiguous().view(-1),
@@ -127,6 +128,27 @@ def test_rows_that_are_summed_over_are_shared_out_where_they_can_be(threads):
     assert shares(8) == []
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        lambda y: y * torch.bernoulli(torch.sigmoid(y)) + torch.randn_like(y),
+        lambda y: dist.Gamma(y.exp(), 1.0).rsample(),
+        lambda y: torch.view_as_real(torch.view_as_complex(y.view(BATCH, 300, 2)) * 1j),
+        lambda y: y + y.detach().view(torch.float64).float().repeat(1, 2),
+        lambda y: y * torch.as_strided(y.detach(), (BATCH, 1), (1, 1)),
+        lambda y: torch.pdist(y),
+    ],
+    ids=["value-dependent draws", "Gamma", "complex", "dtype", "strided", "pdist"],
+)
+def test_left_alone_where_the_order_of_numbers_matters(extra):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(30, 500), nn.Tanh(), nn.Linear(500, 600))
+    captured = capture(gradients_of(network, extra), torch.randn(BATCH, 30))
+    graph = turned(captured)
+    assert weights_last(graph) == weights_last(captured.graph)
+    same(graph, captured, torch.randn(BATCH, 30))
+
+
 def test_left_alone(threads):
     def products(network, x, function=None):
         captured = capture(function or gradients_of(network), x)
@@ -159,7 +181,8 @@ def test_a_weight_times_a_weight_keeps_the_order_of_its_gradient():
 
 
 @pytest.mark.slow
-def test_compiled_steps_go_where_eager_steps_go():
+@pytest.mark.parametrize("kind", [dist.Normal, dist.Gamma], ids=lambda kind: kind.__name__)
+def test_compiled_steps_go_where_eager_steps_go(kind):
     def losses(compile):
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
@@ -169,7 +192,7 @@ def test_compiled_steps_go_where_eager_steps_go():
         def model(x):
             pyro.module("decoder", decoder)
             with pyro.plate("data", len(x)):
-                z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 20), 1.0).to_event(1))
+                z = pyro.sample("z", kind(torch.full((len(x), 20), 1.0), 1.0).to_event(1))
                 pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
 
         def guide(x):
@@ -177,7 +200,8 @@ def test_compiled_steps_go_where_eager_steps_go():
                 pyro.module(name, part)
             with pyro.plate("data", len(x)):
                 hidden = encoder(x)
-                pyro.sample("z", dist.Normal(loc(hidden), scale(hidden).exp()).to_event(1))
+                first = loc(hidden) if kind is dist.Normal else loc(hidden).exp()
+                pyro.sample("z", kind(first, scale(hidden).exp()).to_event(1))
 
         svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO(), compile=compile)
         x = torch.bernoulli(torch.full((64, 784), 0.3))
