@@ -1,4 +1,5 @@
-"""The step of Adam and AdamW as part of a captured graph, so that one compiled function takes a whole training step.
+"""The step of Adam and AdamW past an optimizer's Python: as part of a captured graph, so that one compiled function takes
+a whole training step, or behind it by torch's kernel.
 
 Apart from the graph, an optimizer's step fetches all gradients anew, pays for its Python, and in torch's code takes a root
 and two divisions for every entry, which last longer than fetching it.
@@ -82,9 +83,9 @@ class AdamStep:
         return [self.captured.held[i] for i in self.places]
 
     def possible(self) -> bool:
-        """Whether the optimizer's step can be part of the graph; what torch sets up in a first step is then set up."""
+        """Whether the step can be taken here; what torch sets up in an optimizer's first step is then set up."""
         optimizer = self.optimizer()
-        if optimizer is None or None in self.places or not 0 < len(self.places) <= MOST:
+        if optimizer is None or None in self.places or not self.places:
             return False
         if 0 in self.captured.fixed or self.loss != 0:  # a number, or more than one as in wake-sleep
             return False
@@ -100,13 +101,48 @@ class AdamStep:
             if not optimizer.state.get(p):
                 zeros = {name: torch.zeros_like(p.detach()) for name in ("exp_avg", "exp_avg_sq")}
                 optimizer.state[p].update(step=torch.zeros((), dtype=torch.float32), **zeros)
-        return self.begin() is not None
+        return self._numbers() is not None
 
     def begin(self) -> list[torch.Tensor] | None:
         """m of all parameters, then v, then `numbers`, for the coming step.
 
         None if the optimizer is to take a step of its own: it has been changed, or another loss has left gradients behind.
         """
+        rows = self._numbers()
+        return None if rows is None else [*self._held.moments, torch.tensor(rows)]
+
+    def take(self, gradients: Sequence[torch.Tensor]) -> bool:
+        """Takes the step on gradients, without a guard, by torch's own kernel but past an optimizer's Python.
+
+        False, and nothing done, if the optimizer is to take it, as for `begin`.
+        """
+        if self.guard is not None or self._numbers() is None:
+            return False
+        params, n = self.params, len(self.places)
+        if any(g.dtype is not torch.float32 or g.shape != p.shape for g, p in zip(gradients, params, strict=True)):
+            return False
+        self.count()
+        columns = (params, [g.contiguous() for g in gradients], self._held.moments[:n], self._held.moments[n:])
+        with torch.no_grad():
+            for i, (group, rule) in enumerate(zip(self.optimizer().param_groups, self.rules, strict=True)):
+                own = [k for k in range(n) if self.own[k] == i]
+                step = torch._fused_adamw_ if rule.decoupled else torch._fused_adam_
+                step(
+                    *([column[k] for k in own] for column in columns),
+                    [],
+                    [self._held.counts[k] for k in own],
+                    lr=group["lr"],
+                    beta1=rule.beta1,
+                    beta2=rule.beta2,
+                    weight_decay=rule.weight_decay,
+                    eps=rule.eps,
+                    amsgrad=False,
+                    maximize=False,
+                )
+        return True
+
+    def _numbers(self) -> list[tuple[float, float, float]] | None:
+        """The rows of `numbers` for the coming step; None if the optimizer is to take it."""
         optimizer, params = self.optimizer(), self.params
         if optimizer is None or (held := _look_up(optimizer, params)) is None:
             return None
@@ -134,9 +170,9 @@ class AdamStep:
             rows.append((rate / (1 - rule.beta1**t), correction, 1 - rate * rule.weight_decay))
             steps.append(t)
         self._next = [steps[i] for i in self.own]
-        return [*held.moments, torch.tensor(rows)]
+        return rows
 
-    def count(self, loss: torch.Tensor, norm: torch.Tensor | None = None) -> None:
+    def count(self, loss: torch.Tensor | None = None, norm: torch.Tensor | None = None) -> None:
         """Notes in the optimizer, and with autograd, that the step has been taken, if it has."""
         if norm is not None and not self.takes(loss.item(), norm.item()):
             return

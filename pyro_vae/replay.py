@@ -16,7 +16,7 @@ import torch
 from pyro import poutine
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyro_vae.adam import AdamStep
+from pyro_vae.adam import MOST, AdamStep
 from pyro_vae.capture import Captured, CaptureError, capture
 from pyro_vae.lowering import Flat, has_compiler, lower, seconds_of
 from pyro_vae.pair import kept_random_state
@@ -49,6 +49,7 @@ class Graph:
         unchecked: how many more batches are to be run eagerly too, and compared.
         calls: of `run` since the last change of it.
         estimate: seconds that a call takes uncompiled, from its operations' sizes.
+        step: the optimizer's step past its Python; False if it has to be taken by the optimizer.
         whole: the graph compiled together with the optimizer's step, if it is.
         alone: whether `run` is compiled.
         parted: how often a compiled step had to be given up.
@@ -62,6 +63,7 @@ class Graph:
     unchecked: int = 1
     calls: int = 0
     estimate: float = 0.0
+    step: AdamStep | Literal[False] | None = None
     whole: Whole | None = None
     alone: bool = False
     parted: int = 0
@@ -162,7 +164,8 @@ class Replay:
         """
         graph, tensors = self._find(args, kwargs)
         if graph is None or graph.whole is None:
-            return *self._call(graph, tensors, args, kwargs), None
+            loss, gradients = self._call(graph, tensors, args, kwargs)
+            return loss, None if self._taken(gradients) else gradients, None
         whole = graph.whole
         state = whole.step.begin()
         if state is None:
@@ -176,6 +179,16 @@ class Replay:
         graph.calls += 1
         whole.step.count(loss, *norm)
         return loss, None, norm[0] if norm else None
+
+    def _taken(self, gradients: dict[str, torch.Tensor]) -> bool:
+        """Whether the step on what the latest graph gave needed no optimizer's Python, and has been taken."""
+        graph = self.latest
+        if graph is None or self.follow is None:
+            return False
+        if graph.step is None:
+            step = self.follow(graph)
+            graph.step = step if step is not None and step.guard is None and step.possible() else False
+        return graph.step is not False and graph.step.take(list(gradients.values()))
 
     def _call(
         self, graph: Graph | None, tensors: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -429,7 +442,7 @@ class Replay:
     def _join(self, graph: Graph, tensors: list[torch.Tensor]) -> bool:
         """Compiles the graph together with the optimizer's step, if that can be done."""
         step = self.follow(graph)
-        if step is None or not step.possible():
+        if step is None or len(step.places) > MOST or not step.possible():
             return False
         try:
             graph.whole = self._whole(graph, tensors, step)

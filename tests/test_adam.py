@@ -142,6 +142,60 @@ def test_a_norm_that_equals_the_bound_but_for_rounding_counts_as_it_moves():
 @pytest.mark.parametrize(
     "make",
     [
+        functools.partial(torch.optim.Adam, lr=0.05, weight_decay=0.1, eps=1e-3, fused=True),
+        functools.partial(torch.optim.AdamW, lr=0.05, weight_decay=0.2, fused=True),
+        two_groups,
+    ],
+    ids=["adam", "adamw", "groups"],
+)
+def test_a_step_past_the_optimizers_python_is_its_own_to_the_bit(make):
+    gradients, params, x, y = regression()
+    optimizer = make(list(params.values()))
+    step = AdamStep(capture(gradients, x, y), params, lambda: optimizer)
+    assert step.possible()
+    for i in range(10):
+        optimizer.param_groups[0]["lr"] = 0.1 / (1 + i)
+        given = list(gradients(x, y)[1].values())
+        assert step.take([g.t().contiguous().t() for g in given] if i % 2 else given)
+    mine = [p.detach().clone() for p in params.values()]
+
+    gradients, params, x, y = regression()
+    theirs = make(list(params.values()))
+    for i in range(10):
+        theirs.param_groups[0]["lr"] = 0.1 / (1 + i)
+        give(params, gradients(x, y)[1])
+        theirs.step()
+        theirs.zero_grad()
+    assert all(map(torch.equal, mine, params.values()))
+    for a, b in zip(held(optimizer), held(theirs), strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_no_step_is_taken_past_the_optimizer_where_it_has_more_to_do():
+    gradients, params, x, y = regression()
+    optimizer = torch.optim.Adam(params.values(), lr=0.1)
+    guarded, step = (AdamStep(capture(gradients, x, y), params, lambda: optimizer, guard) for guard in (Guard(), None))
+    assert guarded.possible()
+    assert step.possible()
+    before = [p.detach().clone() for p in params.values()]
+    given = list(gradients(x, y)[1].values())
+    assert not guarded.take(given)
+    assert not step.take([g.double() for g in given])
+    params["w"].grad = torch.ones_like(params["w"])  # another loss's
+    assert not step.take(given)
+    params["w"].grad = None
+    optimizer.param_groups[0]["amsgrad"] = True
+    assert not step.take(given)
+    assert all(map(torch.equal, before, params.values()))
+    assert all(state["step"] == 0 for state in held(optimizer))
+    optimizer.param_groups[0]["amsgrad"] = False
+    assert step.take(given)
+    assert all(state["step"] == 1 for state in held(optimizer))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
         functools.partial(torch.optim.SGD, lr=0.1),
         functools.partial(torch.optim.Adam, amsgrad=True),
         functools.partial(torch.optim.Adam, maximize=True),
@@ -248,6 +302,20 @@ def test_autograd_sees_the_step():
 def at_once(monkeypatch):
     """A step counts as repaying its compilation from the first call on."""
     monkeypatch.setattr(replay, "STEP_COST", 0.0)
+
+
+@pytest.mark.parametrize("optim", [lambda: pyro.optim.Adam({"lr": 0.01}), lambda: pyro.optim.AdamW({"lr": 0.01})])
+def test_captured_steps_of_svi_do_without_the_optimizers_python(monkeypatch, optim):
+    calls = []
+    step = torch.optim.Adam.step  # AdamW's too
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *args: calls.append(1) or step(self, *args))
+    _, losses, params = trained("graph", optim())
+    few = len(calls)  # the first step, by an optimizer for each parameter
+    calls.clear()
+    _, wanted, theirs = trained("eager", optim())
+    assert len(calls) == few + 11
+    torch.testing.assert_close(losses, wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(params, theirs, rtol=1e-4, atol=1e-5)
 
 
 def trained(compile, optim=None, count=12, between=lambda svi, i: None):
