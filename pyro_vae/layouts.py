@@ -16,8 +16,14 @@ WORTH_IT = 2**18
 #: Threads up to which rows that are summed over are shared out: there are as many sums to be added.
 MOST_SHARES = 4
 
-# Entry by entry, though torch does not say so.
+# Entry by entry, though torch, or an older one, does not say so.
 _POINTWISE = {
+    aten.leaky_relu.default,
+    aten.hardswish.default,
+    aten.hardswish_backward.default,
+    aten.hardsigmoid_backward.default,
+    aten.mish_backward.default,
+    aten.rsub.Tensor,
     aten.softplus_backward.default,
     aten.elu_backward.default,
     aten.leaky_relu_backward.default,

@@ -72,7 +72,18 @@ def same(graph, captured, x):
 
 @pytest.mark.parametrize(
     "activation",
-    [nn.Softplus(), nn.Tanh(), nn.ReLU(), nn.ELU(), nn.LeakyReLU(), nn.Hardtanh(), nn.GELU(), nn.SiLU()],
+    [
+        nn.Softplus(),
+        nn.Tanh(),
+        nn.ReLU(),
+        nn.ELU(),
+        nn.LeakyReLU(),
+        nn.Hardtanh(),
+        nn.GELU(),
+        nn.SiLU(),
+        nn.Mish(),
+        nn.Hardswish(),
+    ],
     ids=lambda activation: type(activation).__name__,
 )
 def test_values_and_gradients_stay(activation):
