@@ -199,6 +199,8 @@ def _why(error: Exception) -> str:
 def _users_line(frames: Sequence[traceback.FrameSummary]) -> str:
     """The innermost line of the user's; where there is none, of Pyro's or of a component's."""
     inside = [i for i, frame in enumerate(frames) if frame.filename == __file__ and frame.name == "flat"]
+    if not inside:  # the function has run, and what it did can't be written as a graph
+        return "tracing it"
     called = [frame for frame in frames[inside[0] :] if frame.filename not in (__file__, contextlib.__file__)]
     outside = [frame for frame in called if not frame.filename.startswith(str(Path(torch.__file__).parent))]
     libraries = tuple(str(Path(file).parent) for file in (pyro.__file__, __file__))

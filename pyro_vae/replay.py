@@ -321,7 +321,11 @@ class Replay:
     def _refuse(self, reason: str) -> None:
         self.refusal = reason
         self._settings.clear()
-        logger.warning("%s runs eagerly, which is slower, as it can't be captured: %s.", self.what.capitalize(), reason)
+        logger.warning(
+            "%s runs eagerly, which is slower, as it can't be captured: %s.",
+            self.what[:1].upper() + self.what[1:],
+            reason,
+        )
 
     # --- capturing ------------------------------------------------------------------------------------------------------
 
@@ -430,7 +434,9 @@ class Replay:
                 graph.alone = True
             graph.inductor = True
         except CaptureError as error:
-            logger.warning("%s stays a captured graph that is not compiled: %s.", self.what.capitalize(), error)
+            logger.warning(
+                "%s stays a captured graph that is not compiled: %s.", self.what[:1].upper() + self.what[1:], error
+            )
         self.compile_seconds += time.perf_counter() - start
 
     def _step_pays(self, graph: Graph, calls: int, more: float = 0.0) -> bool:
@@ -447,7 +453,7 @@ class Replay:
         try:
             graph.whole = self._whole(graph, tensors, step)
         except CaptureError as error:  # such as parameters that share memory
-            logger.info("%s is compiled apart from the optimizer's: %s.", self.what.capitalize(), error)
+            logger.info("%s is compiled apart from the optimizer's: %s.", self.what[:1].upper() + self.what[1:], error)
         return graph.whole is not None
 
     def _whole(self, graph: Graph, tensors: list[torch.Tensor], step: AdamStep) -> Whole:

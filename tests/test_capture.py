@@ -156,6 +156,19 @@ def test_what_depends_on_values_is_refused_with_its_line(function, message):
     assert "test_capture.py, line" in str(caught.value)
 
 
+def test_what_runs_but_makes_no_graph_is_refused_too(monkeypatch):
+    def make_fx(function, **options):
+        def trace(*inputs):
+            function(*inputs)
+            raise SyntaxError("from")  # as of random_(from, to) in some versions of torch
+
+        return trace
+
+    monkeypatch.setattr("pyro_vae.capture.make_fx", make_fx)
+    with pytest.raises(CaptureError, match="tracing it fails: SyntaxError: from"):
+        capture(lambda x: x + 1, torch.ones(2))
+
+
 def test_item_stays_a_tensor():
     captured = capture(lambda x: x * x.sum().item(), torch.ones(2))
     assert captured(torch.tensor([1.0, 2.0])).tolist() == [3.0, 6.0]
