@@ -122,7 +122,9 @@ class AdamStep:
         if any(g.dtype is not torch.float32 or g.shape != p.shape for g, p in zip(gradients, params, strict=True)):
             return False
         self.count()
-        columns = (params, [g.contiguous() for g in gradients], self._held.moments[:n], self._held.moments[n:])
+        moving = {p.data_ptr() for p in params}  # a gradient may be another parameter
+        given = [g.clone() if g.data_ptr() in moving else g.contiguous() for g in gradients]
+        columns = (params, given, self._held.moments[:n], self._held.moments[n:])
         with torch.no_grad():
             for i, (group, rule) in enumerate(zip(self.optimizer().param_groups, self.rules, strict=True)):
                 own = [k for k in range(n) if self.own[k] == i]

@@ -171,6 +171,21 @@ def test_a_step_past_the_optimizers_python_is_its_own_to_the_bit(make):
         assert all(torch.equal(a[name], b[name]) for name in b)
 
 
+def test_a_gradient_that_is_another_parameter_is_the_one_before_the_step():
+    first, second = (nn.Parameter(torch.full((40,), value)) for value in (1.0, -2.0))
+    params = {"first": first, "second": second}
+
+    def gradients(x):
+        return (first * second).sum().detach() + x, {"first": second.detach() * 1, "second": first.detach() * 1}
+
+    optimizer = torch.optim.Adam([first, second], lr=0.1)
+    step = AdamStep(capture(gradients, torch.zeros(())), params, lambda: optimizer)
+    assert step.possible()
+    assert step.take([second.detach(), first.detach()])
+    assert optimizer.state[first]["exp_avg"][0].item() == pytest.approx(-0.2)
+    assert optimizer.state[second]["exp_avg"][0].item() == pytest.approx(0.1)
+
+
 def test_no_step_is_taken_past_the_optimizer_where_it_has_more_to_do():
     gradients, params, x, y = regression()
     optimizer = torch.optim.Adam(params.values(), lr=0.1)
