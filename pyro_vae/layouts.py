@@ -41,18 +41,9 @@ _BEAR = {
     *(aten._softmax, aten._log_softmax, aten._softmax_backward_data, aten._log_softmax_backward_data),
     *(aten.binary_cross_entropy_with_logits, aten.log_sigmoid_forward, aten.log_sigmoid_backward),
     *(aten.native_layer_norm, aten.native_layer_norm_backward, aten._prelu_kernel, aten._prelu_kernel_backward),
-    *(
-        aten.full,
-        aten.zeros,
-        aten.ones,
-        aten.empty,
-        aten.arange,
-        aten.linspace,
-        aten.scalar_tensor,
-        aten.lift_fresh_copy,
-    ),
+    *(aten.full, aten.zeros, aten.ones, aten.empty, aten.arange, aten.linspace, aten.scalar_tensor),
+    *(aten.lift_fresh_copy, aten.new_full, aten.new_zeros, aten.new_ones, aten.new_empty),
     *(aten.full_like, aten.zeros_like, aten.ones_like, aten.empty_like),
-    *(aten.new_full, aten.new_zeros, aten.new_ones, aten.new_empty),
 }
 
 

@@ -323,7 +323,7 @@ class Replay:
         self._settings.clear()
         logger.warning(
             "%s runs eagerly, which is slower, as it can't be captured: %s.",
-            self.what[:1].upper() + self.what[1:],
+            _sentence(self.what),
             reason,
         )
 
@@ -434,16 +434,15 @@ class Replay:
                 graph.alone = True
             graph.inductor = True
         except CaptureError as error:
-            logger.warning(
-                "%s stays a captured graph that is not compiled: %s.", self.what[:1].upper() + self.what[1:], error
-            )
+            logger.warning("%s stays a captured graph that is not compiled: %s.", _sentence(self.what), error)
         self.compile_seconds += time.perf_counter() - start
 
     def _step_pays(self, graph: Graph, calls: int, more: float = 0.0) -> bool:
         """Whether so many calls repay the time for compiling the optimizer's step too, and `more` seconds."""
         if self.follow is None or graph.parted > 1:
             return False
-        return calls * graph.estimate * STEP_GAIN >= STEP_COST * len(graph.params) + more
+        gain = 0.3 * STEP_GAIN if graph.step else STEP_GAIN  # less where the optimizer's Python is saved anyway
+        return calls * graph.estimate * gain >= STEP_COST * len(graph.params) + more
 
     def _join(self, graph: Graph, tensors: list[torch.Tensor]) -> bool:
         """Compiles the graph together with the optimizer's step, if that can be done."""
@@ -453,7 +452,7 @@ class Replay:
         try:
             graph.whole = self._whole(graph, tensors, step)
         except CaptureError as error:  # such as parameters that share memory
-            logger.info("%s is compiled apart from the optimizer's: %s.", self.what[:1].upper() + self.what[1:], error)
+            logger.info("%s is compiled apart from the optimizer's: %s.", _sentence(self.what), error)
         return graph.whole is not None
 
     def _whole(self, graph: Graph, tensors: list[torch.Tensor], step: AdamStep) -> Whole:
@@ -493,6 +492,10 @@ class Replay:
             graph.whole, graph.parted = None, graph.parted + 1
             if not graph.alone:
                 self._compile(graph, tensors)
+
+
+def _sentence(what: str) -> str:
+    return what[:1].upper() + what[1:]
 
 
 def _cost(graph: Graph) -> float:
