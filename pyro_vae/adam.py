@@ -75,7 +75,8 @@ class AdamStep:
         self.rules: list[Rule | None] = []  # of the optimizer's groups
         self.own: list[int] = []  # each parameter's group
         self._held: _Held | None = None
-        self._next: list[float] = []  # the number of the coming step, by parameter
+        self._numbers: torch.Tensor | None = None
+        self._moving: list[int] | None = None  # the gradients that are parameters
 
     @property
     def params(self) -> list[torch.Tensor]:
@@ -101,86 +102,107 @@ class AdamStep:
             if not optimizer.state.get(p):
                 zeros = {name: torch.zeros_like(p.detach()) for name in ("exp_avg", "exp_avg_sq")}
                 optimizer.state[p].update(step=torch.zeros((), dtype=torch.float32), **zeros)
-        return self._numbers() is not None
+        return self.begin() is not None
 
     def begin(self) -> list[torch.Tensor] | None:
         """m of all parameters, then v, then `numbers`, for the coming step.
 
         None if the optimizer is to take a step of its own: it has been changed, or another loss has left gradients behind.
         """
-        rows = self._numbers()
-        return None if rows is None else [*self._held.moments, torch.tensor(rows)]
-
-    def take(self, gradients: Sequence[torch.Tensor]) -> bool:
-        """Takes the step on gradients, without a guard, by torch's own kernel but past an optimizer's Python.
-
-        False, and nothing done, if the optimizer is to take it, as for `begin`.
-        """
-        if self.guard is not None or self._numbers() is None:
-            return False
-        params, n = self.params, len(self.places)
-        if any(g.dtype is not torch.float32 or g.shape != p.shape for g, p in zip(gradients, params, strict=True)):
-            return False
-        self.count()
-        moving = {p.data_ptr() for p in params}  # a gradient may be another parameter
-        given = [g.clone() if g.data_ptr() in moving else g.contiguous() for g in gradients]
-        columns = (params, given, self._held.moments[:n], self._held.moments[n:])
-        with torch.no_grad():
-            for i, (group, rule) in enumerate(zip(self.optimizer().param_groups, self.rules, strict=True)):
-                own = [k for k in range(n) if self.own[k] == i]
-                step = torch._fused_adamw_ if rule.decoupled else torch._fused_adam_
-                step(
-                    *([column[k] for k in own] for column in columns),
-                    [],
-                    [self._held.counts[k] for k in own],
-                    lr=group["lr"],
-                    beta1=rule.beta1,
-                    beta2=rule.beta2,
-                    weight_decay=rule.weight_decay,
-                    eps=rule.eps,
-                    amsgrad=False,
-                    maximize=False,
-                )
-        return True
-
-    def _numbers(self) -> list[tuple[float, float, float]] | None:
-        """The rows of `numbers` for the coming step; None if the optimizer is to take it."""
-        optimizer, params = self.optimizer(), self.params
-        if optimizer is None or (held := _look_up(optimizer, params)) is None:
+        times = self._times()
+        if times is None:
             return None
-        if any(p.grad is not None for p in held.members):
-            return None
-        if self.rules != [_rule(optimizer, group) for group in optimizer.param_groups]:
-            return None
-        if self._held is None or not held.same_as(self._held):
-            groups = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
-            if self.own != [groups.get(p) for p in params]:
-                return None
-            for moment, p in zip(held.moments, params * 2, strict=True):
-                if (moment.dtype, moment.device, moment.stride()) != (p.dtype, p.device, p.stride()):
-                    return None
-            self._held = held
-        times: list[set[float]] = [set() for _ in self.rules]
-        for i, count in zip(self.own, held.counts, strict=True):
-            times[i].add(count.item())
-        rows, steps = [], []
-        for group, rule, taken in zip(optimizer.param_groups, self.rules, times, strict=True):
+        if self._numbers is None:
+            self._numbers = torch.empty(len(self.rules), 3, dtype=torch.float32)
+        row = memoryview(self._numbers.numpy())
+        for i, (group, rule) in enumerate(zip(self._held.groups, self.rules, strict=True)):
+            taken = {t for t, k in zip(times, self.own, strict=True) if k == i}
             if len(taken) > 1:  # some were moved without the others
                 return None
             rate, t = group["lr"], 1 + (taken.pop() if taken else 0)
-            correction = (1 - rule.beta2**t) ** -0.5
-            rows.append((rate / (1 - rule.beta1**t), correction, 1 - rate * rule.weight_decay))
-            steps.append(t)
-        self._next = [steps[i] for i in self.own]
-        return rows
+            row[i, 0] = rate / (1 - rule.beta1**t)
+            row[i, 1] = (1 - rule.beta2**t) ** -0.5
+            row[i, 2] = 1 - rate * rule.weight_decay
+        return [*self._held.moments, self._numbers]
+
+    def take(self, outputs: Sequence[torch.Tensor]) -> bool:
+        """Takes the step on the captured function's flat outputs, without a guard, by torch's own kernel but past an
+        optimizer's Python; to be called where no gradients are recorded.
+
+        False, and nothing done, if the optimizer is to take it, as for `begin`.
+
+        Args:
+            outputs: loss and gradients, of the same dtypes and shapes each time.
+        """
+        if self.guard is not None or self._times() is None:
+            return False
+        given = [outputs[i].contiguous() for i in self.gradients]
+        if self._moving is None:
+            params = self.params
+            if any(g.dtype is not torch.float32 or g.shape != p.shape for g, p in zip(given, params, strict=True)):
+                return False
+            places = {p.data_ptr() for p in params}
+            self._moving = [i for i, g in enumerate(given) if g.data_ptr() in places]
+        for i in self._moving:  # read before that parameter moves
+            given[i] = given[i].clone()
+        self._held.count()
+        for i, (group, rule) in enumerate(zip(self._held.groups, self.rules, strict=True)):
+            params, *state = self._held.columns[i]
+            own = given if len(params) == len(given) else [g for g, k in zip(given, self.own, strict=True) if k == i]
+            step = torch._fused_adamw_ if rule.decoupled else torch._fused_adam_
+            step(
+                params,
+                own,
+                *state[:2],
+                [],
+                state[2],
+                lr=group["lr"],
+                beta1=rule.beta1,
+                beta2=rule.beta2,
+                weight_decay=rule.weight_decay,
+                eps=rule.eps,
+                amsgrad=False,
+                maximize=False,
+            )
+        torch.autograd.graph.increment_version(self._held.params)  # torch's kernel does not
+        return True
+
+    def _times(self) -> list[float] | None:
+        """How many steps each parameter has taken; None if the optimizer is to take the coming one."""
+        optimizer = self.optimizer()
+        if optimizer is None:
+            return None
+        held = self._held
+        if held is None or not held.holds(optimizer):
+            self._held = held = self._look_through(optimizer)
+            if held is None:
+                return None
+        if [p for p in held.members if p.grad is not None]:
+            return None
+        return held.times()
+
+    def _look_through(self, optimizer: torch.optim.Optimizer) -> _Held | None:
+        params = self.params
+        if self.rules != [_rule(optimizer, group) for group in optimizer.param_groups]:
+            return None
+        if not all(map(optimizer.state.get, params)):  # as before its first step
+            return None
+        groups = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        if self.own != [groups.get(p) for p in params]:
+            return None
+        if any(optimizer.state[p]["step"].dtype is not torch.float32 for p in params):
+            return None
+        held = _Held(optimizer, params, self.own)
+        for moment, p in zip(held.moments, params * 2, strict=True):
+            if (moment.dtype, moment.device, moment.stride()) != (p.dtype, p.device, p.stride()):
+                return None
+        return held
 
     def count(self, loss: torch.Tensor | None = None, norm: torch.Tensor | None = None) -> None:
-        """Notes in the optimizer, and with autograd, that the step has been taken, if it has."""
+        """Notes in the optimizer that the joined step has been taken, if it has."""
         if norm is not None and not self.takes(loss.item(), norm.item()):
             return
-        for count, t in zip(self._held.counts, self._next, strict=True):
-            count.fill_(t)  # a third of the time of adding 1, also to all at once
-        torch.autograd.graph.increment_version(self.params)
+        self._held.count()
 
     def takes(self, loss: float, norm: float) -> bool:
         """Whether a guarded step with such a loss and such a gradient changes anything."""
@@ -249,34 +271,76 @@ class AdamStep:
         return (loss,) if stop is None else (loss, norm)
 
 
-class _Held(NamedTuple):
-    """What an optimizer holds: the members of its groups, and the moments and counts of some of them."""
+class _Held:
+    """What an optimizer holds, laid out for a step.
 
-    members: list[torch.Tensor]
-    moments: list[torch.Tensor]
-    counts: list[torch.Tensor]
+    Once a training step has gone through the caches, whatever is touched again is slow, and so is code that has not run
+    since: what the optimizer holds is compared in whole, by identity, and counts are read and written as plain memory.
 
-    def same_as(self, other: _Held) -> bool:
-        """Whether they are the very same tensors."""
-        pairs = zip(self, other, strict=True)
-        return all(len(mine) == len(theirs) and not any(map(operator.is_not, mine, theirs)) for mine, theirs in pairs)
+    Args:
+        optimizer: Adam or AdamW.
+        params: the parameters to be moved, of which it holds moments.
+        own: each one's group.
+
+    Attributes:
+        members: all parameters of its groups.
+        moments: m of `params`, then v.
+        columns: for each group the parameters to be moved, their m, v, and counts.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, params: list[torch.Tensor], own: list[int]):
+        self.optimizer, self.params, self.groups = optimizer, params, optimizer.param_groups
+        states = [optimizer.state[p] for p in params]
+        m, v, counts = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+        self.moments, self._counts = m + v, [memoryview(count.numpy()) for count in counts]
+        rows = list(zip(params, m, v, counts, strict=True))
+        parted = [[row for row, k in zip(rows, own, strict=True) if k == i] for i in range(len(self.groups))]
+        self.columns = [tuple(map(list, zip(*part, strict=True))) or ([],) * 4 for part in parted]
+        self.members = [p for group in self.groups for p in group["params"]]
+        self._settings = self._settings_now()
+        self._states = [*optimizer.state.values()]
+        self._tensors = [thing for state in self._states for thing in state.values()]
+
+    def holds(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether the optimizer holds the same objects and settings still, but for learning rates."""
+        if optimizer is not self.optimizer or optimizer.param_groups is not self.groups or _looked_on(optimizer):
+            return False
+        states = [*optimizer.state.values()]
+        if not same_objects(states, self._states):
+            return False
+        if not same_objects([thing for state in states for thing in state.values()], self._tensors):
+            return False
+        if not same_objects([p for group in self.groups for p in group["params"]], self.members):
+            return False
+        return self._settings_now() == self._settings
+
+    def _settings_now(self) -> list[dict[str, Any]]:
+        return [{**group, "lr": type(group["lr"])} for group in self.groups]
+
+    def times(self) -> list[float]:
+        """How often each parameter has been moved."""
+        return [count[()] for count in self._counts]
+
+    def count(self) -> None:
+        """One step more for each parameter."""
+        for count in self._counts:
+            count[()] += 1
 
 
-def _look_up(optimizer: torch.optim.Optimizer, params: Sequence[torch.Tensor]) -> _Held | None:
-    """What the optimizer holds now; None if it holds nothing of one of the parameters, as before its first step."""
-    states = [optimizer.state.get(p) for p in params]
-    if not all(states):
-        return None
-    moments = [state[name] for name in ("exp_avg", "exp_avg_sq") for state in states]
-    members = [p for group in optimizer.param_groups for p in group["params"]]
-    return _Held([*members, *params], moments, [state["step"] for state in states])
+def same_objects(some: list[Any], others: list[Any]) -> bool:
+    """Whether two lists hold the very same objects."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
+
+
+def _looked_on(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether hooks, or a schedule of torch's, wait for the optimizer's own step."""
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return bool(hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or "step" in vars(optimizer))
 
 
 def _rule(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> Rule | None:
     """A group's rule; None if the optimizer is another, asks for more, or is looked on by hooks or a schedule of torch's."""
-    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    hooks = hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks
-    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or hooks or "step" in vars(optimizer):
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or _looked_on(optimizer):
         return None
     if group["amsgrad"] or group["maximize"] or group["capturable"] or group["differentiable"] or group["foreach"]:
         return None

@@ -74,9 +74,14 @@ class Captured:
     @property
     def written(self) -> list[torch.Tensor]:
         """The tensors of `held` that the graph writes to, such as a batch norm's running mean."""
-        places = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
-        written = {node.args[0] for node in self.graph.graph.nodes if node.target is aten.copy_.default}
-        return [tensor for tensor, place in zip(self.held, places, strict=False) if place in written]
+        return [self.held[i] for i in written(self.graph) if i < len(self.held)]
+
+
+def written(graph: fx.GraphModule) -> list[int]:
+    """The places of the inputs that a graph writes to."""
+    into = {node.args[0] for node in graph.graph.nodes if node.target is aten.copy_.default}
+    places = (node for node in graph.graph.nodes if node.op == "placeholder")
+    return [i for i, place in enumerate(places) if place in into]
 
 
 def capture(function: Callable[..., Any], *inputs: torch.Tensor) -> Captured:

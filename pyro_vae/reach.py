@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import operator
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -85,6 +87,7 @@ class Watch:
     def __init__(self, *programs: Callable[..., Any]):
         # Closures are held as (cell, None), all else as (dictionary, key).
         self._places: list[tuple[Any, Any, Any, str]] = []
+        self._columns: tuple[list[Any], ...] | None = None  # the same, in columns
         self.moved: list[tuple[torch.Tensor, torch.Tensor]] = []
         seen: dict[int, Any] = {}
         for program in programs:
@@ -97,6 +100,9 @@ class Watch:
         Args:
             follow: let a constant tensor be replaced by another one like it, and note the two in `moved`.
         """
+        if self._as_it_was():
+            return None
+        self._columns = None
         for i, (holder, key, value, place) in enumerate(self._places):
             now = holder.get(key, _MISSING) if key is not None else _contents(holder)
             if now is value:
@@ -107,6 +113,20 @@ class Watch:
                 return place
             self._places[i] = (holder, key, now, place)
         return None
+
+    def _as_it_was(self) -> bool:
+        """Whether every place holds the very same object; each step asks, so no Python runs place by place."""
+        if self._columns is None:
+            cells = [place for place in self._places if place[1] is None]
+            entries = [place for place in self._places if place[1] is not None]
+            columns = [
+                list(column) for part in (cells, entries) for column in (zip(*part, strict=True) if part else [[]] * 4)
+            ]
+            self._columns = (columns[0], columns[2], *columns[4:7])
+        cells, contents, holders, keys, values = self._columns
+        if not all(map(operator.is_, map(_contents, cells), contents)):
+            return False
+        return all(map(operator.is_, map(dict.get, holders, keys, itertools.repeat(_MISSING)), values))
 
     def restore(self) -> None:
         """Puts every watched value back in its place."""

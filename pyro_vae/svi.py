@@ -6,6 +6,7 @@ from pyro_vae.svi import SVI    # instead of: from pyro.infer import SVI
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import numbers
 import warnings
@@ -19,7 +20,7 @@ from pyro.optim import PyroOptim
 from pyro.optim.optim import is_scheduler
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pyro_vae.adam import AdamStep
+from pyro_vae.adam import AdamStep, same_objects
 from pyro_vae.checks import InputError, one_of
 from pyro_vae.gradients import Gradients, clear, give
 from pyro_vae.replay import COMPILE, Compile, Graph, Replay
@@ -124,7 +125,10 @@ class _Update:
         self.joint: torch.optim.Optimizer | None = None
         self.params: list[torch.Tensor] = []
         self.named: dict[str, torch.Tensor] = {}  # whose tensors `params` are
+        self.made: list[torch.optim.Optimizer] = []  # Pyro's optimizers of `params`
+        self.held: list[Any] = []  # their groups and states
         self.owners: list[tuple[dict[str, Any], dict[str, Any]]] = []  # a parameter's own group, and a copy of it
+        self.seen: list[Any] = []  # what `joint` stood for when `joint_of` gave it
 
     def __call__(self, params: dict[str, torch.Tensor]) -> None:
         tensors = _distinct(params)
@@ -152,11 +156,24 @@ class _Update:
         if isinstance(self.optim, torch.optim.Optimizer):
             self._check_known(params)
             return self.optim
-        tensors = self.params if params is self.named else _distinct(params)
+        # Told without looking up one parameter after the other, as this is asked before every step.
+        same = params is self.named and self.joint is not None and same_objects(self._held(), self.held)
+        if same and self._look() == self.seen:
+            return self.joint
+        tensors = _distinct(params)
         if not self._joined(tensors) or any(self.optim.grad_clip[tensor] is not None for tensor in tensors):
             return None
-        self.named = params
+        self.named, self.seen = params, self._look()
         return self.joint
+
+    def _held(self) -> list[Any]:
+        """What is compared by identity: the groups and states of Pyro's optimizers."""
+        return [held for made in self.made for held in (made.param_groups, made.state)]
+
+    def _look(self) -> list[Any]:
+        """What is compared by value: Pyro's optimizers, clips, and the settings of each parameter's own group."""
+        settings = itertools.chain.from_iterable([own.values() for own, _ in self.owners])
+        return [*self.optim.optim_objs.values(), *self.optim.grad_clip.values(), *settings]
 
     def _check_known(self, params: dict[str, torch.Tensor]) -> None:
         if len(params) == len(self.params):
@@ -171,24 +188,25 @@ class _Update:
 
     def _joined(self, tensors: list[torch.Tensor]) -> bool:
         """Whether one optimizer stands for the many that Pyro makes; they are joined once Pyro has made them."""
-        if not all(map(self.optim.optim_objs.__contains__, tensors)):
+        objects = [self.optim.optim_objs.get(tensor) for tensor in tensors]
+        if None in objects:
             self.joint = None
             return False
-        same = tensors is self.params or _same(tensors, self.params)
-        if self.joint is not None and same and all(own == then for own, then in self.owners):
-            return True
-        return self._join(tensors)
-
-    def _join(self, tensors: list[torch.Tensor]) -> bool:
-        objects = [self.optim.optim_objs[tensor] for tensor in tensors]
         objects = [made.optimizer if is_scheduler(made) else made for made in objects]
+        same = self.joint is not None and same_objects(tensors, self.params) and same_objects(objects, self.made)
+        if same and same_objects(self._held(), self.held) and all(own == then for own, then in self.owners):
+            return True
+        return self._join(tensors, objects)
+
+    def _join(self, tensors: list[torch.Tensor], objects: list[torch.optim.Optimizer]) -> bool:
         kinds = {type(made) for made in objects}
         kind = kinds.pop()
         if kinds or not kind.__module__.startswith(("torch.optim", "pyro.optim")) or kind is torch.optim.LBFGS:
             return False
         takes = inspect.signature(kind).parameters
         groups: dict[str, dict[str, Any]] = {}
-        self.params, self.owners, self.named = tensors, [], {}
+        self.params, self.made, self.owners, self.named = tensors, objects, [], {}
+        self.held = self._held()
         for tensor, made in zip(tensors, objects, strict=True):
             (own,) = made.param_groups
             said = {k: v for k, v in own.items() if k in takes and k != "params"}
@@ -224,10 +242,6 @@ class _Update:
         return next(pair for pair, held in zip(self.owners, self.params, strict=True) if held is tensor)
 
 
-def _same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
-    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
-
-
 def _distinct(params: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     return list({id(t): t for t in params.values()}.values())
 
@@ -237,7 +251,7 @@ def _number(loss: Any) -> Any:
     if isinstance(loss, tuple):
         return type(loss)(map(_number, loss))
     if isinstance(loss, torch.Tensor):
-        if loss.device.type != "cpu":
+        if not loss.is_cpu:
             return Loss(loss)
         loss = loss.item()
     if math.isnan(loss):

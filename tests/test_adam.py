@@ -155,8 +155,10 @@ def test_a_step_past_the_optimizers_python_is_its_own_to_the_bit(make):
     assert step.possible()
     for i in range(10):
         optimizer.param_groups[0]["lr"] = 0.1 / (1 + i)
-        given = list(gradients(x, y)[1].values())
-        assert step.take([g.t().contiguous().t() for g in given] if i % 2 else given)
+        loss, given = gradients(x, y)
+        given = given.values()
+        with torch.no_grad():
+            assert step.take([loss, *([g.t().contiguous().t() for g in given] if i % 2 else given)])
     mine = [p.detach().clone() for p in params.values()]
 
     gradients, params, x, y = regression()
@@ -181,7 +183,8 @@ def test_a_gradient_that_is_another_parameter_is_the_one_before_the_step():
     optimizer = torch.optim.Adam([first, second], lr=0.1)
     step = AdamStep(capture(gradients, torch.zeros(())), params, lambda: optimizer)
     assert step.possible()
-    assert step.take([second.detach(), first.detach()])
+    with torch.no_grad():
+        assert step.take([torch.zeros(()), second.detach(), first.detach()])
     assert optimizer.state[first]["exp_avg"][0].item() == pytest.approx(-0.2)
     assert optimizer.state[second]["exp_avg"][0].item() == pytest.approx(0.1)
 
@@ -193,7 +196,8 @@ def test_no_step_is_taken_past_the_optimizer_where_it_has_more_to_do():
     assert guarded.possible()
     assert step.possible()
     before = [p.detach().clone() for p in params.values()]
-    given = list(gradients(x, y)[1].values())
+    loss, named = gradients(x, y)
+    given = [loss, *named.values()]
     assert not guarded.take(given)
     assert not step.take([g.double() for g in given])
     params["w"].grad = torch.ones_like(params["w"])  # another loss's
@@ -204,7 +208,8 @@ def test_no_step_is_taken_past_the_optimizer_where_it_has_more_to_do():
     assert all(map(torch.equal, before, params.values()))
     assert all(state["step"] == 0 for state in held(optimizer))
     optimizer.param_groups[0]["amsgrad"] = False
-    assert step.take(given)
+    with torch.no_grad():
+        assert step.take(given)
     assert all(state["step"] == 1 for state in held(optimizer))
 
 
@@ -299,13 +304,20 @@ def test_wake_sleep_has_two_losses_and_keeps_them():
     assert not AdamStep(capture(two, x, y), params, lambda: optimizer).possible()
 
 
-def test_autograd_sees_the_step():
+@pytest.mark.parametrize("joined", [False, True])
+def test_autograd_sees_the_step(joined):
     gradients, params, x, y = regression()
     optimizer = torch.optim.Adam(params.values())
     step = AdamStep(capture(gradients, x, y), params, lambda: optimizer)
     assert step.possible()
     loss = (params["w"] ** 2).sum()
-    step.count(loss)
+    value, named = gradients(x, y)
+    with torch.no_grad():
+        if joined:
+            graph = step.joined()
+            graph.graph(*graph.held, x, y, *step.begin())
+        else:
+            assert step.take([value, *named.values()])
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -331,6 +343,67 @@ def test_captured_steps_of_svi_do_without_the_optimizers_python(monkeypatch, opt
     assert len(calls) == few + 11
     torch.testing.assert_close(losses, wanted, rtol=1e-5, atol=0)
     torch.testing.assert_close(params, theirs, rtol=1e-4, atol=1e-5)
+
+
+def change_rate(svi):
+    for made in svi.optim.optim_objs.values():
+        made.param_groups[0]["lr"] = 0.05
+
+
+def change_betas_of_one(svi):
+    next(iter(svi.optim.optim_objs.values())).param_groups[0]["betas"] = (0.5, 0.9)
+
+
+def forget_momentum(svi):
+    for made in svi.optim.optim_objs.values():
+        for state in made.state.values():
+            state["exp_avg"] = torch.zeros_like(state["exp_avg"])
+
+
+def count_anew(svi):
+    for made in svi.optim.optim_objs.values():
+        for state in made.state.values():
+            state["step"].zero_()
+
+
+def clip(svi):
+    svi.optim.grad_clip.update(dict.fromkeys(svi.optim.grad_clip, lambda p: p.grad.clamp_(-1e-2, 1e-2)))
+
+
+def leave_a_gradient(svi):
+    tensor = next(iter(svi.optim.optim_objs))
+    tensor.grad = torch.full_like(tensor, 30.0)
+
+
+def another_optimizer_for_one(svi):
+    tensor = next(iter(svi.optim.optim_objs))
+    svi.optim.optim_objs[tensor] = torch.optim.Adam([tensor], lr=0.2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_rate,
+        change_betas_of_one,
+        forget_momentum,
+        count_anew,
+        clip,
+        leave_a_gradient,
+        another_optimizer_for_one,
+    ],
+)
+def test_steps_past_the_optimizers_python_follow_what_changes_it(change):
+    """Each of them makes another result of the same losses, which the captured step must reach too."""
+
+    def between(svi, i):
+        if i == 6:
+            change(svi)
+
+    *_, unchanged = trained("eager")
+    *_, wanted = trained("eager", between=between)
+    *_, got = trained("graph", between=between)
+    assert any((wanted[name] - unchanged[name]).abs().max() > 1e-3 for name in wanted)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 def trained(compile, optim=None, count=12, between=lambda svi, i: None):

@@ -296,6 +296,44 @@ def test_inductor_gives_what_the_graph_gives_draws_included():
         torch.testing.assert_close(list(run(*inputs)), list(wanted), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_autograd_sees_what_compiled_code_writes():
+    mean = torch.zeros(3)
+
+    def function(x):
+        mean.mul_(0.5).add_(x.sum(0))
+        return (x * mean).sum(), x @ x.t()
+
+    x = torch.ones(4, 3)
+    captured = capture(function, x)
+    run = lower(captured, [x], "inductor")
+    mean.zero_()
+    weight = torch.ones(3, requires_grad=True)
+    product = (weight * mean).sum()
+    with torch.no_grad():
+        total, _ = run(*captured.held, x)
+    assert total == 48.0
+    assert torch.equal(mean, torch.full((3,), 4.0))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+@pytest.mark.slow
+def test_compiled_code_leaves_autocast_outside():
+    weight = torch.randn(8, 8)
+
+    def function(x):
+        return x @ weight, (x @ weight).sum()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        captured, inputs = graph_of(function, torch.randn(4, 8))
+        run = lower(captured, inputs[1:], "inductor")
+        with torch.no_grad():
+            got, wanted = run(*inputs), captured.graph(*inputs)
+    assert [t.dtype for t in got] == [t.dtype for t in wanted]
+    torch.testing.assert_close(list(got), list(wanted), rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN in this torch")
 def test_matrix_products_by_one_dnn_round_as_float32(monkeypatch):
     torch.manual_seed(0)
@@ -349,7 +387,8 @@ def test_slow_logs_are_replaced_only_where_they_are_slow(monkeypatch):
         monkeypatch.setattr(lowering, "remembered", lambda question, find_out, slow=slow: slow and "log1p" in question)
         captured, inputs = graph_of(lambda x: x.log1p(), torch.rand(5))
         run = lower(captured, inputs, "graph")
-        assert sum(node.target is aten.log1p.default for node in run.graph.nodes) == (not slow)
+        graph = run.__self__.graph
+        assert sum(node.target is aten.log1p.default for node in graph.nodes) == (not slow)
         torch.testing.assert_close(run(*captured.held, *inputs)[0], inputs[0].log1p())
 
 
@@ -391,12 +430,12 @@ def test_trial_compilations_are_left_out_where_the_compiler_knows_the_flags(
 
 
 def test_a_graph_that_inductor_refuses_is_a_capture_error(monkeypatch):
-    import torch._inductor
+    from torch._inductor import compile_fx
 
     def fail(*args, **kwargs):
         raise ValueError("no\nmore")
 
-    monkeypatch.setattr(torch._inductor, "compile", fail)
+    monkeypatch.setattr(compile_fx, "compile_fx", fail)
     captured, inputs = graph_of(lambda x: x + 1, torch.ones(2))
     with pytest.raises(CaptureError, match="Inductor can't compile the graph: no$"):
         lower(captured, inputs, "inductor")
