@@ -129,7 +129,8 @@ class AdamStep:
         """Takes the step on the captured function's flat outputs, without a guard, by torch's own kernel but past an
         optimizer's Python; to be called where no gradients are recorded.
 
-        False, and nothing done, if the optimizer is to take it, as for `begin`.
+        False, and nothing done, if the optimizer is to take it: for the reasons that `begin` has, but each parameter has
+        a count of its own here.
 
         Args:
             outputs: loss and gradients, of the same dtypes and shapes each time.
@@ -190,7 +191,10 @@ class AdamStep:
         groups = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         if self.own != [groups.get(p) for p in params]:
             return None
-        if any(optimizer.state[p]["step"].dtype is not torch.float32 for p in params):
+        counts = [optimizer.state[p]["step"] for p in params]
+        if any(count.dtype is not torch.float32 or count.dim() or not count.is_cpu for count in counts):
+            return None
+        if not all(map(torch.Tensor.is_contiguous, params)):
             return None
         held = _Held(optimizer, params, self.own)
         for moment, p in zip(held.moments, params * 2, strict=True):
@@ -275,7 +279,8 @@ class _Held:
     """What an optimizer holds, laid out for a step.
 
     Once a training step has gone through the caches, whatever is touched again is slow, and so is code that has not run
-    since: what the optimizer holds is compared in whole, by identity, and counts are read and written as plain memory.
+    since: tensors are compared in whole, by identity, and counts are read and written as plain memory, as long as it is
+    theirs.
 
     Args:
         optimizer: Adam or AdamW.
@@ -292,39 +297,54 @@ class _Held:
         self.optimizer, self.params, self.groups = optimizer, params, optimizer.param_groups
         states = [optimizer.state[p] for p in params]
         m, v, counts = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-        self.moments, self._counts = m + v, [memoryview(count.numpy()) for count in counts]
+        self.moments, self._counts = m + v, counts
+        self._places, self._memory = [*map(torch.Tensor.data_ptr, counts)], [memoryview(c.numpy()) for c in counts]
         rows = list(zip(params, m, v, counts, strict=True))
         parted = [[row for row, k in zip(rows, own, strict=True) if k == i] for i in range(len(self.groups))]
         self.columns = [tuple(map(list, zip(*part, strict=True))) or ([],) * 4 for part in parted]
         self.members = [p for group in self.groups for p in group["params"]]
-        self._settings = self._settings_now()
-        self._states = [*optimizer.state.values()]
+        self.kind, self._settings = type(optimizer), self._settings_now()
+        self._states = _states_of(optimizer)
         self._tensors = [thing for state in self._states for thing in state.values()]
 
     def holds(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether the optimizer holds the same objects and settings still, but for learning rates."""
-        if optimizer is not self.optimizer or optimizer.param_groups is not self.groups or _looked_on(optimizer):
+        if optimizer is not self.optimizer or type(optimizer) is not self.kind or _looked_on(optimizer):
             return False
-        states = [*optimizer.state.values()]
+        if optimizer.param_groups is not self.groups:
+            return False
+        states = _states_of(optimizer)
         if not same_objects(states, self._states):
             return False
         if not same_objects([thing for state in states for thing in state.values()], self._tensors):
             return False
         if not same_objects([p for group in self.groups for p in group["params"]], self.members):
             return False
-        return self._settings_now() == self._settings
+        if [*map(torch.Tensor.data_ptr, self._counts)] != self._places or self._settings_now() != self._settings:
+            return False
+        return all(map(torch.Tensor.is_contiguous, self.params))
 
-    def _settings_now(self) -> list[dict[str, Any]]:
-        return [{**group, "lr": type(group["lr"])} for group in self.groups]
+    def _settings_now(self) -> list[tuple[Any, ...]]:
+        return [(type(group["lr"]), *group["betas"], *_SETTINGS(group)) for group in self.groups]
 
     def times(self) -> list[float]:
         """How often each parameter has been moved."""
-        return [count[()] for count in self._counts]
+        return [count[()] for count in self._memory]
 
     def count(self) -> None:
         """One step more for each parameter."""
-        for count in self._counts:
+        for count in self._memory:
             count[()] += 1
+
+
+_SETTINGS = operator.itemgetter(
+    *("eps", "weight_decay", "amsgrad", "maximize", "capturable", "differentiable", "foreach", "fused"),
+    "decoupled_weight_decay",
+)
+
+
+def _states_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    return [state for state in optimizer.state.values() if isinstance(state, dict)]
 
 
 def same_objects(some: list[Any], others: list[Any]) -> bool:

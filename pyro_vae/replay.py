@@ -49,6 +49,7 @@ class Graph:
         run: the fastest way to run it so far, a function of the inputs.
         params: Pyro's parameters in it, by name.
         stored: those of them that Pyro's store holds; the others are PyroModules' own.
+        marks: what else about the parameters must stay as it was.
         inductor: whether it runs compiled; None while that is undecided.
         unchecked: how many more batches are to be run eagerly too, and compared.
         calls: of `run` since the last change of it.
@@ -63,6 +64,7 @@ class Graph:
     run: Flat
     params: dict[str, torch.Tensor]
     stored: dict[str, torch.Tensor]
+    marks: list[tuple[Any, ...]]
     inductor: bool | None = None
     unchecked: int = 1
     calls: int = 0
@@ -143,6 +145,9 @@ class Replay:
         self._moved = 0
         self._floats: dict[Any, dict[int, float | None]] = {}
         self.latest: Graph | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_settings": [], "latest": None}  # graphs belong to the tensors they were captured from
 
     @property
     def how(self) -> str:
@@ -363,7 +368,7 @@ class Replay:
             raise CaptureError(f"{place or f'the parameter {replaced[0]!r}'} is set anew as the programs run")
         params = {name: site["value"].unconstrained() for name, site in found.trace.nodes.items()}
         stored = {name: tensor for name, tensor in params.items() if name in store._params}
-        graph = Graph(captured, captured.graph, params, stored)
+        graph = Graph(captured, captured.graph, params, stored, [*map(_MARKS, params.values())])
         args, kwargs = tree_unflatten(leaves, spec)
         self._compare(graph, tensors, args, kwargs)
         graph.estimate = seconds_of(captured.graph)
@@ -384,7 +389,7 @@ class Replay:
         Raises:
             CaptureError: if their values differ by more than rounding.
         """
-        if any(tensor._backward_hooks for tensor in graph.params.values()):
+        if any(hook for _, *hooks in graph.marks for hook in hooks):
             raise CaptureError("a parameter has a hook on its gradient")
         device = tensors[0].device if tensors else "cpu"
         watch = self._settings[0].watch if self._settings else Watch(*self.programs)
@@ -591,11 +596,15 @@ def _unmarked(watch: Watch | None, tensors: list[torch.Tensor]) -> Iterator[None
 
 
 def _same_params(graph: Graph) -> bool:
-    """Whether the store still holds the graph's parameters, and none of them has got a hook."""
+    """Whether the store still holds the graph's parameters, and none of them has got a hook or been frozen."""
     held = pyro.get_param_store()._params
     if not all(map(operator.is_, map(held.get, graph.stored), graph.stored.values())):
         return False
-    return not [tensor for tensor in graph.params.values() if tensor._backward_hooks]
+    return [*map(_MARKS, graph.params.values())] == graph.marks
+
+
+# Hooks on gradients among them.
+_MARKS = operator.attrgetter("requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 def _detached(leaf: Any) -> Any:

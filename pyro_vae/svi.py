@@ -76,11 +76,19 @@ class SVI(pyro.infer.SVI):
         one_of("compile", compile, COMPILE)
         stand_in = optim if isinstance(optim, PyroOptim) else pyro.optim.Adam({})
         super().__init__(model, guide, stand_in, loss, loss_and_grads, num_samples, num_steps, **kwargs)
-        self.optim = optim
         self._gradients = Gradients(self.loss_and_grads, model, guide)
         programs = (model, guide, loss)
         self._step = Replay(self._gradients, programs, compile=compile, what="SVI's step", follow=self._follow)
         self._loss = Replay(self._evaluated, programs, compile=compile, what="SVI's evaluate_loss")
+        self.optim = optim
+
+    @property
+    def optim(self) -> PyroOptim | torch.optim.Optimizer:
+        """What takes the steps; another may be put in its place."""
+        return self._update.optim
+
+    @optim.setter
+    def optim(self, optim: PyroOptim | torch.optim.Optimizer) -> None:
         self._update = _Update(optim)
 
     @property
@@ -126,7 +134,7 @@ class _Update:
         self.params: list[torch.Tensor] = []
         self.named: dict[str, torch.Tensor] = {}  # whose tensors `params` are
         self.made: list[torch.optim.Optimizer] = []  # Pyro's optimizers of `params`
-        self.held: list[Any] = []  # their groups and states
+        self.held: list[Any] = []  # their groups and states when they were joined
         self.owners: list[tuple[dict[str, Any], dict[str, Any]]] = []  # a parameter's own group, and a copy of it
         self.seen: list[Any] = []  # what `joint` stood for when `joint_of` gave it
 
@@ -168,7 +176,7 @@ class _Update:
 
     def _held(self) -> list[Any]:
         """What is compared by identity: the groups and states of Pyro's optimizers."""
-        return [held for made in self.made for held in (made.param_groups, made.state)]
+        return [held for made in self.made for held in (*made.param_groups, *made.state.values())]
 
     def _look(self) -> list[Any]:
         """What is compared by value: Pyro's optimizers, clips, and the settings of each parameter's own group."""
@@ -189,7 +197,7 @@ class _Update:
     def _joined(self, tensors: list[torch.Tensor]) -> bool:
         """Whether one optimizer stands for the many that Pyro makes; they are joined once Pyro has made them."""
         objects = [self.optim.optim_objs.get(tensor) for tensor in tensors]
-        if None in objects:
+        if None in objects or not objects:
             self.joint = None
             return False
         objects = [made.optimizer if is_scheduler(made) else made for made in objects]
@@ -206,7 +214,6 @@ class _Update:
         takes = inspect.signature(kind).parameters
         groups: dict[str, dict[str, Any]] = {}
         self.params, self.made, self.owners, self.named = tensors, objects, [], {}
-        self.held = self._held()
         for tensor, made in zip(tensors, objects, strict=True):
             (own,) = made.param_groups
             said = {k: v for k, v in own.items() if k in takes and k != "params"}
@@ -221,6 +228,7 @@ class _Update:
             if isinstance(step, torch.Tensor) and step.device != tensor.device:
                 state["step"] = step.to(tensor.device)
             self.joint.state[tensor] = state  # the same dictionary, so that Pyro's get_state and save see it
+        self.held = self._held()
         return True
 
     @staticmethod
