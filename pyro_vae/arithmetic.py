@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,9 @@ def group_logs(graph: fx.GraphModule) -> None:
     With logits l, log p(x_d) = x_d l_d − max(l_d, 0) − log(1 + exp(−|l_d|)), and the last terms of a group are the
     logarithm of a product. What each factor 1 + e lost by its rounding is known exactly (Dekker 1971) and added, as
     log((1 + e) / u) is about (1 + e) − u. So each term is off by no more than float32's rounding of one nat.
+
+    Inductor stores an exp that has two uses and reads it again, but computes exp2 in place, in 0.6 of the time;
+    the exponent's rounding moves e by no more than |l| exp(−|l|) of float32's.
     """
     g = graph.graph
     for node in list(g.nodes):
@@ -33,17 +37,22 @@ def group_logs(graph: fx.GraphModule) -> None:
             continue
         call = g.call_function
         with g.inserting_before(node):
-            grouped = [*shape[:-1], shape[-1] // size, size]
+            grouped, inner, outer = [*shape[:-1], shape[-1] // size, size], -1, -1
+            if logits.target is aten.t.default and len(shape) == 2:  # the loop is to run as the logits lie
+                logits, x = logits.args[0], call(aten.t.default, (x,))
+                grouped, inner, outer = [*grouped[1:], shape[0]], 1, 0
             logits, x = (call(aten.reshape.default, (t, grouped)) for t in (logits, x))
-            e = call(aten.exp.default, (call(aten.neg.default, (call(aten.abs.default, (logits,)),)),))
+            e = call(
+                aten.exp2.default, (call(aten.mul.Tensor, (call(aten.abs.default, (logits,)), -math.log2(math.e))),)
+            )
             factor = call(aten.add.Tensor, (e, 1.0))
             lost = call(aten.sub.Tensor, (e, call(aten.sub.Tensor, (factor, 1.0))))
             rest = call(
                 aten.sub.Tensor, (call(aten.mul.Tensor, (x, logits)), call(aten.clamp_min.default, (logits, 0)))
             )
-            rest = call(aten.sum.dim_IntList, (call(aten.sub.Tensor, (rest, lost)), [-1]))
-            logs = call(aten.log.default, (call(aten.prod.dim_int, (factor, -1)),))
-            new = call(aten.sum.dim_IntList, (call(aten.sub.Tensor, (rest, logs)), [-1]))
+            rest = call(aten.sum.dim_IntList, (call(aten.sub.Tensor, (rest, lost)), [inner]))
+            logs = call(aten.log.default, (call(aten.prod.dim_int, (factor, inner)),))
+            new = call(aten.sum.dim_IntList, (call(aten.sub.Tensor, (rest, logs)), [outer]))
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
     g.eliminate_dead_code()

@@ -231,11 +231,19 @@ def test_logs_for_vector_code_lose_no_accuracy(function, exact):
 
 
 @pytest.mark.parametrize(
-    ("shape", "grouped"),
-    [((5, 784), True), ((5, 1, 28, 28), True), ((2, 5, 22), True), ((5, 7), False), ((5, 67), False)],
+    ("shape", "grouped", "turned"),
+    [
+        ((5, 784), True, False),
+        ((5, 784), True, True),
+        ((5, 1, 28, 28), True, False),
+        ((2, 5, 22), True, False),
+        ((5, 7), False, False),
+        ((5, 67), False, True),
+    ],
 )
-def test_bernoullis_summed_with_one_logarithm_for_many_lose_no_more_than_the_rounding_of_a_nat(shape, grouped):
+def test_bernoullis_summed_with_one_logarithm_for_many_lose_no_more_than_the_rounding_of_a_nat(shape, grouped, turned):
     def log_prob(logits, x):
+        logits = logits.t() if turned else logits
         return dist.Bernoulli(logits=logits, validate_args=False).to_event(len(shape) - 1).log_prob(x)
 
     generator = torch.Generator().manual_seed(0)
@@ -243,12 +251,13 @@ def test_bernoullis_summed_with_one_logarithm_for_many_lose_no_more_than_the_rou
     size = torch.Size(shape[1:]).numel()
     for near in (1.0, 4.0, 16.6, 30.0):  # all certain of x: terms of e^-near, about all of which 1 + e loses at 16.6
         logits = (2 * x - 1) * (near + torch.rand(shape, generator=generator))
+        logits = logits.t() if turned else logits
         captured, inputs = graph_of(log_prob, logits, x)
         group_logs(captured.graph)
         assert count(captured, aten.binary_cross_entropy_with_logits.default) == (not grouped)
         wanted = log_prob(logits.double(), x.double())
         assert not grouped or (captured.graph(*inputs)[0] - wanted).abs().max() < size * 2**-24
-    logits = 5 * torch.randn(shape, generator=generator)
+    logits = 5 * torch.randn(shape[::-1] if turned else shape, generator=generator)
     got, wanted = captured.graph(logits, x)[0], log_prob(logits.double(), x.double())
     torch.testing.assert_close(got.double(), wanted, rtol=1e-6, atol=0)
 
