@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from pyro_vae.capture import BLIND, aten, is_random, value_of
+from pyro_vae.capture import BLIND, aten, is_random, value_of, written
 
 #: Numbers in a weight, from which it matters who reads it.
 WORTH_IT = 2**18
@@ -60,7 +60,7 @@ def weights_first(graph: fx.GraphModule) -> None:
     """
     if torch.get_num_threads() < 2 or not all(map(_bears_transposes, graph.graph.nodes)):
         return
-    learned = _learned(graph.graph)
+    learned = _learned(graph)
     turned: dict[fx.Node, fx.Node] = {}  # a node, and the one whose transpose it now is
     for node in list(graph.graph.nodes):
         if node.target is aten.t.default and node.args[0] in turned:
@@ -126,17 +126,21 @@ def _is_row_major(node: fx.Node) -> bool:
     return value_of(node).dim() < 2 or (node.target in (aten.mm.default, aten.addmm.default) and not transposed)
 
 
-def _learned(graph: fx.Graph) -> set[fx.Node]:
+def _learned(graph: fx.GraphModule) -> set[fx.Node]:
     """The graph's inputs that are weights it finds gradients for: it writes to them, or returns something of their shape."""
-    returned = {tuple(value_of(node).shape) for node in next(iter(reversed(graph.nodes))).all_input_nodes}
-    found = set()
-    for node in graph.nodes:
-        value = node.meta.get("val")
-        if node.op != "placeholder" or not isinstance(value, torch.Tensor) or value.dim() != 2:
+    *places, out = (node for node in graph.graph.nodes if node.op in ("placeholder", "output"))
+    returned = {tuple(value_of(node).shape) for node in out.all_input_nodes}
+    moved, found = {places[i] for i in written(graph)}, set()
+    for place in places:
+        value = place.meta.get("val")
+        if not isinstance(value, torch.Tensor) or value.dim() != 2:
             continue
-        written = any(user.target is aten.copy_.default and user.args[0] is node for user in node.users)
-        if value.dtype is torch.float32 and value.is_contiguous() and (written or tuple(value.shape) in returned):
-            found.add(node)
+        if (
+            value.dtype is torch.float32
+            and value.is_contiguous()
+            and (place in moved or tuple(value.shape) in returned)
+        ):
+            found.add(place)
     return found
 
 
