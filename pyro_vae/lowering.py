@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import logging
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -91,6 +94,21 @@ def _vector_instructions() -> dict[str, Any]:
     return {"cpp.vec_isa_ok": True} if known.returncode == 0 else {}
 
 
+@functools.cache
+def _begin_with_headers() -> None:
+    """Has the compiler begin with what all generated code includes: without a cache that lasts as long as the rest of it,
+    and Inductor would only ask for it once its own Python is through."""
+    from torch._inductor.codecache import CppPythonBindingsCodeCache
+
+    def compile_headers() -> None:
+        nothing = '#include <torch/csrc/inductor/cpp_prefix.h>\nextern "C" void kernel(float* x) {}'
+        with contextlib.suppress(Exception):  # Inductor will come upon it in its turn, and say so
+            CppPythonBindingsCodeCache.load_pybinding_async(["float*"], nothing, submit_fn=lambda compile_kernel: None)
+
+    context = contextvars.copy_context()  # holds Inductor's settings
+    threading.Thread(target=context.run, args=(compile_headers,), daemon=True).start()
+
+
 def _copied(graph: fx.Graph) -> fx.Graph:
     new = fx.Graph()
     new.output(new.graph_copy(graph, {}))
@@ -98,7 +116,7 @@ def _copied(graph: fx.Graph) -> fx.Graph:
 
 
 def _inductor(graph: fx.GraphModule, tensors: list[torch.Tensor]) -> Flat:
-    from torch._inductor import compile_fx
+    from torch._inductor import compile_fx, config
 
     plain: list[Any] = []  # what runs the generated code, where that takes and gives what the graph does
 
@@ -115,9 +133,11 @@ def _inductor(graph: fx.GraphModule, tensors: list[torch.Tensor]) -> Flat:
     inductor_log.setLevel(logging.ERROR)  # it warns of a CUDA toolkit without a card
     try:
         # fallback_random: draws that stay in the graph come from torch's own generator, as they do in eager code.
-        with torch.no_grad():
-            options = {"fallback_random": True} | (_vector_instructions() if on_cpu else {})
-            compiled = compile_fx.compile_fx(graph, tensors, inner_compile=inner, config_patches=options)
+        options = {"fallback_random": True} | (_vector_instructions() if on_cpu else {})
+        with torch.no_grad(), config.patch(options):
+            if on_cpu:
+                _begin_with_headers()
+            compiled = compile_fx.compile_fx(graph, tensors, inner_compile=inner)
     except Exception as error:
         raise CaptureError(f"Inductor can't compile the graph: {str(error).splitlines()[0]}") from error
     finally:

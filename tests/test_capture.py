@@ -1,6 +1,9 @@
 """From Pyro to a tensor graph: what is kept, what is cleaned away, and what the ways of running it may change."""
 
 import operator
+import os
+import subprocess
+import sys
 
 import pyro
 import pyro.distributions as dist
@@ -287,6 +290,21 @@ def test_noise_is_drawn_ahead_and_the_same():
     torch.manual_seed(0)
     got = rest(*inputs, *noise(*inputs))
     torch.testing.assert_close(tuple(got), wanted, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_headers_that_the_compiler_begins_with_are_those_that_generated_code_includes(tmp_path):
+    code = """
+import torch
+from pyro_vae.capture import capture
+from pyro_vae.lowering import lower
+captured = capture(lambda x: 3 * x + 1, torch.ones(64))
+run = lower(captured, [torch.ones(64)], "inductor")
+assert torch.equal(run(*captured.held, torch.ones(64))[0], torch.full((64,), 4.0))
+"""
+    places = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "TMPDIR"), str(tmp_path))
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=os.environ | places)
+    assert len(list(tmp_path.rglob("*.gch"))) == 1  # others would have been compiled for nothing
 
 
 @pytest.mark.slow
