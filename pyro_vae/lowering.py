@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -109,6 +109,27 @@ def _begin_with_headers() -> None:
     threading.Thread(target=context.run, args=(compile_headers,), daemon=True).start()
 
 
+@contextlib.contextmanager
+def _settings_of_inductor(on_cpu: bool) -> Iterator[None]:
+    """Draws as in eager code, and compiled graphs kept for later runs."""
+    from torch._guards import TracingContext, tracing
+    from torch._inductor import config
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    # fallback_random: draws that stay in the graph come from torch's own generator.
+    options = {"fallback_random": True} | (_vector_instructions() if on_cpu else {})
+    # Only where there is an environment for shapes does Inductor look for a graph that it has compiled before.
+    tracing_context = TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))
+    # What it knows a graph by is, in older versions of torch, not all that its code hangs on.
+    tag, processor = torch.compiler.config.cache_key_tag, torch.backends.cpu.get_cpu_capability()
+    keys = torch.compiler.config.patch(cache_key_tag=f"{tag} {processor} {torch.get_num_threads()} threads")
+    # AOTAutograd's own cache would keep the generated code from us.
+    apart = torch._functorch.config.patch(enable_autograd_cache=False)
+    with config.patch(options), keys, apart, tracing(tracing_context):
+        yield
+
+
 def _copied(graph: fx.Graph) -> fx.Graph:
     new = fx.Graph()
     new.output(new.graph_copy(graph, {}))
@@ -116,7 +137,7 @@ def _copied(graph: fx.Graph) -> fx.Graph:
 
 
 def _inductor(graph: fx.GraphModule, tensors: list[torch.Tensor]) -> Flat:
-    from torch._inductor import compile_fx, config
+    from torch._inductor import compile_fx
 
     plain: list[Any] = []  # what runs the generated code, where that takes and gives what the graph does
 
@@ -132,9 +153,7 @@ def _inductor(graph: fx.GraphModule, tensors: list[torch.Tensor]) -> Flat:
     level = inductor_log.level
     inductor_log.setLevel(logging.ERROR)  # it warns of a CUDA toolkit without a card
     try:
-        # fallback_random: draws that stay in the graph come from torch's own generator, as they do in eager code.
-        options = {"fallback_random": True} | (_vector_instructions() if on_cpu else {})
-        with torch.no_grad(), config.patch(options):
+        with torch.no_grad(), _settings_of_inductor(on_cpu):
             if on_cpu:
                 _begin_with_headers()
             compiled = compile_fx.compile_fx(graph, tensors, inner_compile=inner)

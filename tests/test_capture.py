@@ -293,18 +293,27 @@ def test_noise_is_drawn_ahead_and_the_same():
 
 
 @pytest.mark.slow
-def test_headers_that_the_compiler_begins_with_are_those_that_generated_code_includes(tmp_path):
+def test_what_inductor_has_compiled_is_known_to_later_processes_with_as_many_threads(tmp_path):
     code = """
 import torch
+from torch._dynamo.utils import counters
 from pyro_vae.capture import capture
 from pyro_vae.lowering import lower
 captured = capture(lambda x: 3 * x + 1, torch.ones(64))
 run = lower(captured, [torch.ones(64)], "inductor")
 assert torch.equal(run(*captured.held, torch.ones(64))[0], torch.full((64,), 4.0))
+print(counters["inductor"]["fxgraph_cache_hit"])
 """
     places = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "TMPDIR"), str(tmp_path))
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=os.environ | places)
-    assert len(list(tmp_path.rglob("*.gch"))) == 1  # others would have been compiled for nothing
+
+    def hits(threads):
+        variables = os.environ | places | {"OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.PIPE, env=variables)
+        return int(done.stdout)
+
+    assert [hits(1), hits(1), hits(2), hits(1)] == [0, 1, 0, 1]
+    # What the compiler is given to begin with is what generated code includes: else it had compiled others for nothing.
+    assert len(list(tmp_path.rglob("*.gch"))) == 1
 
 
 @pytest.mark.slow
