@@ -110,8 +110,8 @@ def _begin_with_headers() -> None:
 
 
 @contextlib.contextmanager
-def _settings_of_inductor(on_cpu: bool) -> Iterator[None]:
-    """Draws as in eager code, and compiled graphs kept for later runs."""
+def _set_for_inductor(tensors: list[torch.Tensor], on_cpu: bool) -> Iterator[list[torch.Tensor]]:
+    """Draws as in eager code, and compiled graphs kept for later runs; gives what it is to take for the tensors."""
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
     from torch._subclasses import FakeTensorMode
@@ -120,14 +120,14 @@ def _settings_of_inductor(on_cpu: bool) -> Iterator[None]:
     # fallback_random: draws that stay in the graph come from torch's own generator.
     options = {"fallback_random": True} | (_vector_instructions() if on_cpu else {})
     # Only where there is an environment for shapes does Inductor look for a graph that it has compiled before.
-    tracing_context = TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))
+    mode = FakeTensorMode(shape_env=ShapeEnv())
     # What it knows a graph by is, in older versions of torch, not all that its code hangs on.
     tag, processor = torch.compiler.config.cache_key_tag, torch.backends.cpu.get_cpu_capability()
     keys = torch.compiler.config.patch(cache_key_tag=f"{tag} {processor} {torch.get_num_threads()} threads")
     # AOTAutograd's own cache would keep the generated code from us.
     apart = torch._functorch.config.patch(enable_autograd_cache=False)
-    with config.patch(options), keys, apart, tracing(tracing_context):
-        yield
+    with config.patch(options), keys, apart, tracing(TracingContext(mode)):
+        yield [mode.from_tensor(tensor, static_shapes=True) for tensor in tensors]
 
 
 def _copied(graph: fx.Graph) -> fx.Graph:
@@ -153,10 +153,10 @@ def _inductor(graph: fx.GraphModule, tensors: list[torch.Tensor]) -> Flat:
     level = inductor_log.level
     inductor_log.setLevel(logging.ERROR)  # it warns of a CUDA toolkit without a card
     try:
-        with torch.no_grad(), _settings_of_inductor(on_cpu):
+        with torch.no_grad(), _set_for_inductor(tensors, on_cpu) as examples:
             if on_cpu:
                 _begin_with_headers()
-            compiled = compile_fx.compile_fx(graph, tensors, inner_compile=inner)
+            compiled = compile_fx.compile_fx(graph, examples, inner_compile=inner)
     except Exception as error:
         raise CaptureError(f"Inductor can't compile the graph: {str(error).splitlines()[0]}") from error
     finally:
