@@ -317,9 +317,10 @@ print(counters["inductor"]["fxgraph_cache_hit"])
         done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.PIPE, env=variables)
         return int(done.stdout)
 
-    assert [hits(1), hits(1), hits(2), hits(1)] == [0, 1, 0, 1]
+    assert hits(1) == 0
     # What the compiler is given to begin with is what generated code includes: else it had compiled others for nothing.
     assert len(list(tmp_path.rglob("*.gch"))) == 1
+    assert [hits(1), hits(2), hits(1)] == [1, 0, 1]
 
 
 @pytest.mark.slow
