@@ -99,12 +99,14 @@ def _begin_with_headers() -> None:
     """Has the compiler begin with what all generated code includes: without a cache that lasts as long as the rest of it,
     and Inductor would only ask for it once its own Python is through."""
     from torch._inductor.codecache import CppPythonBindingsCodeCache
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
 
     def compile_headers() -> None:
         nothing = '#include <torch/csrc/inductor/cpp_prefix.h>\nextern "C" void kernel(float* x) {}'
         with contextlib.suppress(Exception):  # Inductor will come upon it in its turn, and say so
             CppPythonBindingsCodeCache.load_pybinding_async(["float*"], nothing, submit_fn=lambda compile_kernel: None)
 
+    pick_vec_isa()  # notes flags in objects of its own as it tries them, and must not do so in two threads at once
     context = contextvars.copy_context()  # holds Inductor's settings
     threading.Thread(target=context.run, args=(compile_headers,), daemon=True).start()
 
