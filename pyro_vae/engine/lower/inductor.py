@@ -1,4 +1,4 @@
-"""From a captured graph to the fastest way of running it here: matrix library, noise drawn ahead, Inductor."""
+"""Inductor, torch's compiler, on a captured graph."""
 
 from __future__ import annotations
 
@@ -11,57 +11,13 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import fx
 
-from pyro_vae.arithmetic import group_logs, log1p_is_slow, vectorise_logs
-from pyro_vae.capture import BLIND, Captured, CaptureError, aten, is_random, value_of, written
-from pyro_vae.layouts import weights_first
-from pyro_vae.machine import remembered
-from pyro_vae.products import PRODUCTS, choose_matrix_library, round_products
-
-Mode = Literal["graph", "inductor"]
-Flat = Callable[..., Sequence[torch.Tensor]]
-
-logger = logging.getLogger("pyro_vae")
-
-
-def lower(captured: Captured, inputs: Sequence[torch.Tensor], mode: Mode, precision: str = "float32") -> Flat:
-    """A function of `held` and inputs that returns the flat outputs, as the graph does and faster.
-
-    It is to be called where no gradients are recorded.
-
-    Args:
-        captured: what to run; it is left as it is.
-        inputs: tensors like those to come.
-        mode: "graph" runs the operations one by one; "inductor" compiles them, which takes seconds.
-        precision: "bf16" runs matrix products and convolutions on bfloat16 inputs; all else stays as it was, so that
-            densities are summed in float32.
-
-    Raises:
-        CaptureError: if Inductor can't compile the graph; its own message follows.
-    """
-    graph = fx.GraphModule(captured.graph, _copied(captured.graph.graph))
-    tensors = [*captured.held, *inputs]
-    if precision == "bf16":
-        round_products(graph)
-    if all(t.device.type == "cpu" for t in tensors):
-        if precision != "bf16":
-            if mode == "inductor":
-                weights_first(graph)
-            choose_matrix_library(graph)
-        if mode == "inductor":
-            group_logs(graph)
-        if remembered("log1p is slow", log1p_is_slow):
-            vectorise_logs(graph)
-    if mode == "graph":
-        return graph.forward  # a module's call costs as much as a small operation
-    noise, rest = split_noise(graph)
-    compiled = _inductor(rest, [*tensors, *noise(*tensors)])
-
-    return lambda *arguments: compiled(*arguments, *noise(*arguments))
+from pyro_vae.engine.trace import written
+from pyro_vae.engine.values import CaptureError
 
 
 def has_compiler(device: torch.device) -> bool:
@@ -132,13 +88,12 @@ def _set_for_inductor(tensors: list[torch.Tensor], on_cpu: bool) -> Iterator[lis
         yield [mode.from_tensor(tensor, static_shapes=True) for tensor in tensors]
 
 
-def _copied(graph: fx.Graph) -> fx.Graph:
-    new = fx.Graph()
-    new.output(new.graph_copy(graph, {}))
-    return new
+def compile_graph(graph: fx.GraphModule, tensors: list[torch.Tensor]) -> Callable[..., Sequence[torch.Tensor]]:
+    """The graph as one compiled function of tensors like these.
 
-
-def _inductor(graph: fx.GraphModule, tensors: list[torch.Tensor]) -> Flat:
+    Raises:
+        CaptureError: if Inductor can't compile it; its own message follows.
+    """
     from torch._inductor import compile_fx
 
     plain: list[Any] = []  # what runs the generated code, where that takes and gives what the graph does
@@ -180,74 +135,3 @@ def _inductor(graph: fx.GraphModule, tensors: list[torch.Tensor]) -> Flat:
 
 def _count_outputs(graph: fx.GraphModule) -> int:
     return len(next(iter(reversed(graph.graph.nodes))).args[0])
-
-
-# --- noise ----------------------------------------------------------------------------------------------------------
-
-
-def split_noise(graph: fx.GraphModule) -> tuple[Flat, fx.GraphModule]:
-    """The draws that depend on no value, to be made first, and the rest of the graph, which takes them as inputs.
-
-    A compiler is free to move draws past each other, and slow at making them. Drawn ahead, in their order and by
-    torch itself, they are what eager code draws. Draws behind one that depends on values stay where they are.
-
-    Returns:
-        A function of the graph's inputs that makes the draws, and the graph, whose inputs they follow.
-    """
-    nodes = list(graph.graph.nodes)
-    ahead: list[fx.Node] = []
-    for node in (n for n in nodes if is_random(n)):
-        tensors = [a for a in node.all_input_nodes if not (node.target in BLIND and a is node.args[0])]
-        if tensors or not isinstance(node.meta.get("val"), torch.Tensor):
-            break
-        ahead.append(node)
-    if not ahead:
-        return (lambda *tensors: ()), graph
-    noise = fx.Graph()
-    places = [n for n in nodes if n.op == "placeholder"]
-    for place in places:
-        noise.placeholder(place.name)
-    made = []
-    for node in ahead:
-        args = list(node.args)
-        if node.target in BLIND:
-            val = node.args[0].meta["val"]
-            args[0] = noise.call_function(
-                torch.empty_strided, (tuple(val.shape), val.stride()), {"dtype": val.dtype, "device": val.device}
-            )
-        in_place = _IN_PLACE.get(node.target, node.target)
-        made.append(noise.call_function(in_place, tuple(args), dict(node.kwargs)))
-    noise.output(made)
-    after = places[-1]
-    for node in ahead:
-        with graph.graph.inserting_after(after):
-            place = graph.graph.placeholder(f"noise_{node.name}")
-        place.meta, after = dict(node.meta), place
-        node.replace_all_uses_with(place)
-        graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return fx.GraphModule(torch.nn.Module(), noise).forward, graph
-
-
-# On a fresh tensor these need no copy.
-_IN_PLACE = {
-    aten.normal_functional.default: aten.normal_.default,
-    aten.uniform.default: aten.uniform_.default,
-    aten.exponential.default: aten.exponential_.default,
-    aten.bernoulli.p: aten.bernoulli_.float,
-}
-
-
-def seconds_of(graph: fx.GraphModule) -> float:
-    """About how long one run of the graph takes on two cores, from the sizes in it alone."""
-    seconds = 0.0
-    for node in graph.graph.nodes:
-        value = node.meta.get("val")
-        if node.op != "call_function" or not isinstance(value, torch.Tensor):
-            continue
-        seconds += 4e-6 + value.numel() / 2e9
-        if node.target in PRODUCTS:
-            inner = value_of(node.args[PRODUCTS[node.target][0]]).shape[-1]
-            seconds += 2 * value.numel() * inner / 2e11
-    return seconds

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from pyro_vae.capture import aten, value_of
-from pyro_vae.machine import best_seconds, remembered
+from pyro_vae.engine.graphs import aten, value_of
+from pyro_vae.engine.machine import best_seconds, remembered
 
 #: Where an operation's factors are among its arguments.
 PRODUCTS = {

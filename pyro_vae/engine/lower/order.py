@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from pyro_vae.capture import BLIND, aten, is_random, value_of, written
+from pyro_vae.engine.graphs import BLIND, aten, is_random, value_of
+from pyro_vae.engine.trace import written
 
 #: Numbers in a weight, from which it matters who reads it.
 WORTH_IT = 2**18

@@ -16,8 +16,7 @@ class Gradients:
     captured graph can return the gradients as outputs.
 
     Args:
-        loss_and_grads: of model, guide and the batch; calls backward by itself and returns the loss.
-        model, guide: the pair.
+        programs: gives model, guide, and a function of both and the batch that calls backward and returns the loss.
         size: of args to a number that loss and gradients are divided by; None leaves them as they are.
 
     Attributes:
@@ -26,36 +25,36 @@ class Gradients:
 
     def __init__(
         self,
-        loss_and_grads: Callable[..., Any],
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
+        programs: Callable[[], tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]],
         size: Callable[..., float] | None = None,
     ):
-        self.loss_and_grads, self.model, self.guide, self.size = loss_and_grads, model, guide, size
+        self.programs, self.size = programs, size
         self.params: dict[str, torch.Tensor] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, torch.Tensor]]:
         """The loss, and a gradient by name for each parameter that has one."""
-        before = [(tensor, tensor.grad) for tensor in self.params.values()]
-        for tensor, _ in before:
+        model, guide, loss_and_grads = self.programs()
+        before = {id(tensor): (tensor, tensor.grad) for tensor in self.params.values()}
+        for tensor, _ in before.values():
             tensor.grad = None
-        with poutine.trace(param_only=True) as found:
-            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
-        self.params = {name: site["value"].unconstrained() for name, site in sorted(found.trace.nodes.items())}
-        gradients: dict[str, torch.Tensor] = {}
-        taken: set[int] = set()
-        for name, tensor in self.params.items():
-            if tensor.grad is not None and id(tensor) not in taken:  # one tensor may have two names
-                taken.add(id(tensor))
-                gradients[name] = tensor.grad
-                tensor.grad = None
-        for tensor, grad in before:
-            tensor.grad = grad
+        try:
+            with poutine.trace(param_only=True) as found:
+                loss = loss_and_grads(model, guide, *args, **kwargs)
+        finally:  # a call that fails behind its backward pass leaves no gradients
+            met = {name: site["value"].unconstrained() for name, site in sorted(found.trace.nodes.items())}
+            gradients: dict[str, torch.Tensor] = {}
+            taken: set[int] = set()
+            for name, tensor in met.items():
+                if tensor.grad is not None and id(tensor) not in taken:  # one tensor may have two names
+                    taken.add(id(tensor))
+                    gradients[name] = tensor.grad
+                    tensor.grad = None
+            for tensor, grad in before.values():
+                tensor.grad = grad
+        self.params = met
         if self.size is not None:
             size = self.size(*args)
-            if isinstance(
-                loss, tuple
-            ):  # wake-sleep has one loss for the model, which is its bound, and one for the guide
+            if isinstance(loss, tuple):  # wake-sleep has one loss for the model, which is its bound, and one for the guide
                 loss = loss[0]
             loss, gradients = loss / size, {name: grad / size for name, grad in gradients.items()}
         if isinstance(loss, torch.Tensor):

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from pyro_vae.gradients import clear, give
-from pyro_vae.recording import Recorded
+from pyro_vae.engine.step.gradients import clear, give
+from pyro_vae.engine.recording import Recorded
 
 
 class Tally:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from pyro_vae.capture import aten, value_of
-from pyro_vae.machine import best_seconds
+from pyro_vae.engine.graphs import aten, value_of
+from pyro_vae.engine.machine import best_seconds
 
 #: Factors of at most 2 that are multiplied before the logarithm of the product is taken; float32 ends at 2^128.
 FACTORS = 64

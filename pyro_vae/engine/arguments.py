@@ -1,0 +1,152 @@
+"""The kind of a call: the tensors in its arguments, the plain values around them, and settings of torch and Pyro."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from pyro_vae.engine.observe import ambient
+from pyro_vae.engine.policy import MOST_VALUES
+from pyro_vae.engine.reach import PLAIN
+
+_QUICK = {torch.Tensor, torch.nn.Parameter, *PLAIN}
+_RECORDS = (argparse.Namespace, types.SimpleNamespace)
+
+
+class Unkeyed(Exception):
+    """An argument's changes cannot be seen; the message says which."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A call, taken apart.
+
+    Attributes:
+        key: hashable; calls with equal keys run the same graph.
+        leaves: tensors and plain values in the arguments.
+        spec: how they are nested.
+        places: which leaves are inputs of a graph: tensors, and numbers that are known to change.
+        tensors: these leaves as tensors.
+        objects: arguments that are watched, such as modules and functions.
+    """
+
+    key: Any
+    leaves: Sequence[Any]
+    spec: Any
+    places: list[int]
+    tensors: list[torch.Tensor]
+    objects: tuple[Any, ...]
+
+    def filled(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments, with other tensors in the places of its own."""
+        leaves = list(self.leaves)
+        for i, tensor in zip(self.places, tensors, strict=True):
+            leaves[i] = tensor
+        return (tuple(leaves), {}) if isinstance(self.spec, int) else unflatten(self.spec, iter(leaves))
+
+    @property
+    def device(self) -> torch.device:
+        """Where its first tensor lies."""
+        return self.tensors[0].device if self.tensors else torch.device("cpu")
+
+
+class Arguments:
+    """Takes calls apart, and learns which plain arguments change from call to call."""
+
+    def __init__(self) -> None:
+        self._floats: dict[Any, dict[int, float | None]] = {}
+        self._values: dict[Any, set[Any]] = {}
+
+    def sort(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """The call, taken apart.
+
+        Raises:
+            Unkeyed: if an argument's changes cannot be seen, or a whole number or text keeps changing.
+        """
+        if not kwargs and all(map(_QUICK.__contains__, map(type, args))):
+            leaves, spec = args, len(args)
+        else:
+            leaves = []
+            spec = flatten((args, kwargs), leaves)
+        parts: list[Any] = []
+        places: list[int] = []
+        objects: list[Any] = []
+        floats = self._floats.setdefault((len(leaves), spec), {})
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, torch.Tensor):
+                places.append(i)
+                parts.append((type(leaf), leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad))
+            elif type(leaf) is float:
+                if floats.setdefault(i, leaf) != leaf:
+                    floats[i] = None  # it changes
+                parts.append(("number", floats[i]))
+                if floats[i] is None:
+                    places.append(i)
+            elif isinstance(leaf, PLAIN):
+                self._note(i, leaf, len(leaves))
+                parts.append((type(leaf), leaf))
+            elif isinstance(leaf, torch.nn.Module) or (callable(leaf) and hasattr(leaf, "__code__")):
+                objects.append(leaf)
+                parts.append(id(leaf))
+            else:
+                raise Unkeyed(f"an argument is a {type(leaf).__name__}, whose changes cannot be seen")
+        device = next((leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
+        tensors = [_tensor(leaves[i], device) for i in places]
+        return Call((tuple(parts), spec, ambient()), leaves, spec, places, tensors, tuple(objects))
+
+    def _note(self, place: int, value: Any, count: int) -> None:
+        if isinstance(value, (bool, type(None), torch.dtype, torch.device)):
+            return
+        values = self._values.setdefault((count, place), set())
+        values.add(value)
+        if len(values) > MOST_VALUES:
+            what = {int: "a whole number", str: "a text"}.get(type(value), f"a {type(value).__name__}")
+            raise Unkeyed(
+                f"argument {place + 1}, {what}, has had {len(values)} values, and each would need a graph of its own; "
+                "pass a tensor or a float"
+            )
+
+
+def _tensor(leaf: Any, device: torch.device | None) -> torch.Tensor:
+    if isinstance(leaf, torch.Tensor):
+        return leaf
+    return torch.tensor(leaf, dtype=torch.get_default_dtype(), device=device)
+
+
+# --- nesting --------------------------------------------------------------------------------------------------------
+
+_LEAF = ("leaf",)
+
+
+def flatten(thing: Any, leaves: list[Any]) -> Any:
+    """Appends the leaves of nested lists, tuples, dicts, namespaces and dataclasses; returns how they are nested."""
+    kind = type(thing)
+    if kind in (list, tuple) or (isinstance(thing, tuple) and hasattr(thing, "_fields")):
+        return kind, None, tuple(flatten(part, leaves) for part in thing)
+    if kind in (dict, collections.OrderedDict):
+        return kind, tuple(thing), tuple(flatten(part, leaves) for part in thing.values())
+    if kind in _RECORDS or (dataclasses.is_dataclass(thing) and not isinstance(thing, type) and hasattr(thing, "__dict__")):
+        return kind, tuple(vars(thing)), tuple(flatten(part, leaves) for part in vars(thing).values())
+    leaves.append(thing)
+    return _LEAF
+
+
+def unflatten(spec: Any, leaves: Iterator[Any]) -> Any:
+    """The thing that `flatten` took apart, of other leaves."""
+    if spec is _LEAF:
+        return next(leaves)
+    kind, names, inner = spec
+    parts = [unflatten(part, leaves) for part in inner]
+    if names is None:
+        return kind._make(parts) if hasattr(kind, "_make") else kind(parts)
+    if issubclass(kind, dict):
+        return kind(zip(names, parts, strict=True))
+    new = object.__new__(kind)
+    vars(new).update(zip(names, parts, strict=True))
+    return new

@@ -1,0 +1,131 @@
+"""Every private name of torch and Pyro that the engine uses, behind one probe each.
+
+A name that a release lacks turns off what needs it, and programs run eagerly or uncompiled; importing never fails.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+
+
+def _probe(find: Callable[[], Any]) -> Any:
+    """What `find` returns; None where this release lacks it."""
+    try:
+        return find()
+    except (AttributeError, ImportError):
+        return None
+
+
+# --- Pyro -----------------------------------------------------------------------------------------------------------
+
+handlers = _probe(lambda: __import__("pyro.poutine.runtime", fromlist=["_PYRO_STACK"])._PYRO_STACK)
+
+
+def store_parts() -> tuple[dict[str, Any], ...]:
+    """The param store's dictionaries: unconstrained parameters, constraints, names by parameter."""
+    store = pyro.get_param_store()
+    return store._params, store._constraints, store._param_to_name
+
+
+def settings() -> tuple[Any, ...]:
+    """Global settings of torch and Pyro that decide what a program does."""
+    return _PYRO_VALIDATES(), torch.distributions.Distribution._validate_args, *_torch_settings()
+
+
+def _pyro_validates() -> bool:
+    from pyro.infer.util import is_validation_enabled
+    from pyro.poutine.util import is_validation_enabled as of_poutine
+
+    return is_validation_enabled() and of_poutine()
+
+
+_PYRO_VALIDATES = _pyro_validates
+
+
+def _torch_settings() -> tuple[Any, ...]:
+    module = torch.nn.modules.module
+    hooks = (module._global_forward_hooks, module._global_forward_pre_hooks, module._global_backward_hooks)
+    return (*map(tuple, hooks), function_modes())
+
+
+def function_modes() -> int:
+    """How many modes of the user's look on at torch's functions, a default device among them."""
+    return torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
+
+
+@functools.cache
+def dice_code() -> Any:
+    """The code of Pyro's enumeration that selects weights above zero, a size that depends on values."""
+    from pyro.infer.util import Dice
+
+    return Dice.compute_expectation.__code__
+
+
+@functools.cache
+def warning_code() -> Any:
+    """The code of Pyro's warning about NaN."""
+    from pyro.util import warn_if_nan
+
+    return warn_if_nan.__code__
+
+
+def untraced() -> Any:
+    """A context in which operations run without being recorded."""
+    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+    return disable_proxy_modes_tracing()
+
+
+# --- torch ----------------------------------------------------------------------------------------------------------
+
+
+class Unrecorded:
+    """`torch.no_grad()` without its Python, which between large products takes 0.02 ms."""
+
+    def __enter__(self) -> None:
+        self.recording = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+
+    def __exit__(self, *error: object) -> None:
+        torch._C._set_grad_enabled(self.recording)
+
+
+def is_complete() -> bool:
+    """Whether all that capturing needs is there."""
+    try:
+        store_parts(), settings(), dice_code(), warning_code(), torch._C._set_grad_enabled
+        from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx  # noqa: F401
+    except (AttributeError, ImportError):
+        return False
+    return handlers is not None
+
+
+def has_fused_adam() -> bool:
+    """Whether torch's fused kernels of Adam and AdamW are there."""
+    return hasattr(torch, "_fused_adam_") and hasattr(torch, "_fused_adamw_")
+
+
+def fused_adam(decoupled: bool) -> Callable[..., None]:
+    """torch's kernel of AdamW, or of Adam."""
+    return torch._fused_adamw_ if decoupled else torch._fused_adam_
+
+
+_of_all_optimizers = _probe(
+    lambda: (
+        torch.optim.optimizer._global_optimizer_pre_hooks,
+        torch.optim.optimizer._global_optimizer_post_hooks,
+    )
+)
+
+
+def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether hooks wait for an optimizer's step, or may."""
+    if _of_all_optimizers is None or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        return True
+    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return bool(own or any(_of_all_optimizers))

@@ -1,0 +1,242 @@
+"""An eager call under a profiler: which code it executes, which names that code looks up, and why it may not be captured.
+
+A program's course is decided by its arguments, by what its code can reach, and by the world outside. The first two are
+watched (`watch`); a program that asks the third, or changes it, is never captured.
+"""
+
+from __future__ import annotations
+
+import linecache
+import random
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+#: Packages whose functions are trusted to ask nothing outside: their code is not searched, their objects are.
+LIBRARIES = frozenset({"torch", "pyro", "pyro_vae", "numpy", "opt_einsum", "functorch"})
+#: Modules of the standard library that neither ask nor change anything outside.
+_PURE = frozenset(
+    "__future__ _collections_abc _weakrefset abc argparse ast bisect cmath collections colorsys contextlib copy copyreg "
+    "dataclasses decimal difflib enum fractions functools heapq importlib inspect itertools keyword linecache math "
+    "numbers operator pprint re reprlib statistics string struct sys textwrap token tokenize types typing "
+    "unicodedata warnings weakref".split()
+)
+#: Of these, the ones that read attributes whose names stand nowhere in code.
+_READ_ANY_NAME = frozenset({"copy", "copyreg", "dataclasses", "pprint", "reprlib"})
+_COMPILED_PURE = _PURE | frozenset(
+    "builtins _operator _functools _collections _abc _weakref _struct _bisect _heapq _statistics _string _sre _decimal "
+    "_imp _json _pickle _hashlib _ast scipy".split()
+)
+_WHY = {
+    **dict.fromkeys(("time", "datetime", "_datetime", "calendar"), "reads the clock"),
+    **dict.fromkeys(("os", "posix", "nt", "posixpath", "platform", "getpass"), "asks the operating system"),
+    **dict.fromkeys(("random", "_random", "secrets", "uuid"), "draws random numbers other than torch's"),
+    **dict.fromkeys(("io", "_io", "pathlib", "tempfile", "shutil", "glob", "pickle"), "reads or writes files"),
+    "logging": "writes to a log",
+    "_warnings": "issues a warning",
+    **dict.fromkeys(("_contextvars", "contextvars"), "reads a context variable"),
+}
+_BUILTINS = {
+    "print": "prints",
+    "input": "waits for input",
+    "open": "opens a file",
+    "globals": "looks names up at run time",
+    "breakpoint": "stops in a debugger",
+}
+_ANY_NAME = frozenset({"getattr", "setattr", "hasattr", "delattr", "vars", "dir"})
+_SEEDS = frozenset(
+    ("torch.random", "torch.cuda.random", "torch.mps", "pyro.util")
+), frozenset({"manual_seed", "manual_seed_all", "seed", "seed_all", "set_rng_state", "set_rng_seed", "fork_rng"})
+
+
+def root_of(module: str | None) -> str:
+    """The package of a module's name."""
+    return (module or "").partition(".")[0]
+
+
+def names_in(code: types.CodeType) -> Iterator[str]:
+    """The names that code, and the functions inside it, look up."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from names_in(constant)
+        elif isinstance(constant, tuple):  # such as the attributes of a class pattern
+            yield from (name for name in constant if isinstance(name, str))
+
+
+@dataclass
+class Executed:
+    """What calls have executed.
+
+    Attributes:
+        codes: code outside the libraries, with its globals.
+        names: all names that executed code looks up, in the libraries too.
+        own_names: those looked up outside the libraries.
+        any_name: whether attributes are read by names that stand nowhere in code.
+    """
+
+    codes: dict[types.CodeType, dict[str, Any]] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+    own_names: set[str] = field(default_factory=set)
+    any_name: bool = False
+
+    def add(self, other: Executed) -> bool:
+        """Joins another call's; whether it brought anything new."""
+        size = (len(self.codes), len(self.names), len(self.own_names), self.any_name)
+        self.codes.update(other.codes)
+        self.names |= other.names
+        self.own_names |= other.own_names
+        self.any_name |= other.any_name
+        return size != (len(self.codes), len(self.names), len(self.own_names), self.any_name)
+
+
+def can_observe() -> bool:
+    """Whether no other profiler is active."""
+    return sys.getprofile() is None
+
+
+def observe(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Executed, str | None]:
+    """What the function returns, what it executed, and why it may not be captured, if so."""
+    profile = _Profile()
+    before = random.getstate(), _numpy_state(), ambient()
+    sys.setprofile(profile)
+    try:
+        result = function(*args, **kwargs)
+    finally:
+        sys.setprofile(None)
+    for then, now, what in zip(
+        before,
+        (random.getstate(), _numpy_state(), ambient()),
+        ("draws from Python's random numbers", "draws from NumPy's random numbers", "changes a setting of torch or Pyro"),
+        strict=True,
+    ):
+        if then != now:
+            profile.reason = profile.reason or f"it {what}"
+    return result, profile.executed, profile.reason
+
+
+def ambient() -> tuple[Any, ...]:
+    """torch's and Pyro's settings that a graph depends on."""
+    from pyro_vae.engine import compat
+
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        *map(torch.is_autocast_enabled, ("cpu", "cuda")),
+        torch.is_anomaly_enabled(),
+        *compat.settings(),
+    )
+
+
+def _numpy_state() -> Any:
+    kind, keys, *rest = np.random.get_state()
+    return kind, keys.tobytes(), *rest
+
+
+class _Profile:
+    """Called by Python at each call of a Python or C function."""
+
+    def __init__(self) -> None:
+        self.executed, self.reason = Executed(), None
+        self._seen: set[types.CodeType] = set()
+        self._verdicts: dict[Any, str | None] = {}
+        self._roots: dict[int, str] = {}
+
+    def __call__(self, frame: types.FrameType, event: str, arg: Any) -> None:
+        if event == "call":
+            if frame.f_code not in self._seen:
+                self._call(frame)
+        elif event == "c_call":
+            owner = arg.__self__
+            key = (owner if isinstance(owner, (types.ModuleType, type)) else type(owner), arg.__name__)
+            if key[0].__name__.startswith(("PyCapsule", "pybind11_")):  # which keep the module's name elsewhere
+                key = (sys.modules.get(arg.__module__, torch), arg.__name__)
+            if key not in self._verdicts:
+                self._verdicts[key] = _verdict(*key)
+            if (why := self._verdicts[key]) is not None:
+                self._compiled(frame, why)
+
+    def _call(self, frame: types.FrameType) -> None:
+        code, module = frame.f_code, frame.f_globals.get("__name__") or ""
+        root = root_of(module)
+        if (module in _SEEDS[0] and code.co_name in _SEEDS[1]) or module.startswith("torch.utils.data"):
+            what = "iterates over a data loader" if "data" in module else "seeds or sets torch's random state"
+            self._refuse(frame, what)
+        if root in sys.stdlib_module_names and root not in _PURE and module != "__main__":
+            if frame.f_back is not None and self._is_library(frame.f_back):
+                return
+            self._refuse(frame, _WHY.get(root, f"calls {module}.{code.co_name}, whose effects cannot be seen"))
+        self._seen.add(code)
+        names = set(names_in(code))
+        self.executed.names |= names
+        if root not in LIBRARIES and (root not in sys.stdlib_module_names or module == "__main__"):
+            self.executed.codes[code] = frame.f_globals
+            self.executed.own_names |= names
+            self.executed.any_name |= "__dict__" in names
+
+    def _compiled(self, frame: types.FrameType, why: str) -> None:
+        root = root_of(frame.f_globals.get("__name__"))
+        if root in LIBRARIES:
+            return
+        if why is _ANY:
+            self.executed.any_name |= root not in _PURE or root in _READ_ANY_NAME
+        elif root not in sys.stdlib_module_names or frame.f_globals.get("__name__") == "__main__":
+            self._refuse(frame, why)
+
+    def _is_library(self, frame: types.FrameType) -> bool:
+        """Whether a frame, or what called it through the standard library, is a library's."""
+        while frame is not None:
+            root = root_of(frame.f_globals.get("__name__"))
+            if root in LIBRARIES:
+                return True
+            if root not in sys.stdlib_module_names or frame.f_globals.get("__name__") == "__main__":
+                return False
+            frame = frame.f_back
+        return False
+
+    def _refuse(self, frame: types.FrameType, what: str) -> None:
+        self.reason = self.reason or f"{line_of(frame)} {what}"
+
+
+_ANY = "attributes by any name"
+
+
+def _verdict(owner: Any, name: str) -> str | None:
+    """Why a compiled function is not to be captured, if so; `_ANY` if it looks attributes up by any name."""
+    if owner is torch.Generator:
+        return "seeds a random generator" if name in ("seed", "manual_seed", "set_state") else None
+    if isinstance(owner, types.ModuleType):
+        module = owner.__name__
+    else:
+        module = owner.__module__
+        if module == "datetime" and name not in ("now", "utcnow", "today"):
+            return None
+    if module == "builtins" and isinstance(owner, types.ModuleType):
+        return _ANY if name in _ANY_NAME else _BUILTINS.get(name)
+    if module.startswith("numpy.random"):
+        return "draws random numbers other than torch's"
+    root = root_of(module)
+    if module in _WHY or root in _WHY:
+        return _WHY.get(module) or _WHY[root]
+    if root in LIBRARIES or root in _COMPILED_PURE:
+        return None
+    return f"calls {module}.{name}, compiled code whose effects cannot be seen"
+
+
+def line_of(frame: types.FrameType | None) -> str:
+    """The innermost line outside libraries, for a message."""
+    while frame is not None:
+        module = frame.f_globals.get("__name__")
+        root = root_of(module)
+        if module == "__main__" or (root not in LIBRARIES and root not in sys.stdlib_module_names):
+            file, number = frame.f_code.co_filename, frame.f_lineno
+            return f"{Path(file).name}, line {number} ({linecache.getline(file, number).strip()!r})"
+        frame = frame.f_back
+    return "it"

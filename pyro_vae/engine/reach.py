@@ -1,0 +1,336 @@
+"""What a program can reach besides its arguments, at any depth: a list of places and what they hold.
+
+Looked at are the closures, defaults, attributes and named globals of all code that has been executed, and everything these
+hold: containers, instances by `__dict__` and `__slots__`, classes, modules with their hooks and modes, arrays, generators.
+Attributes count by name: those that no executed code names cannot be read by it.
+"""
+
+from __future__ import annotations
+
+import array
+import builtins
+import collections
+import datetime
+import decimal
+import enum
+import fractions
+import functools
+import gc
+import pathlib
+import re
+import sys
+import types
+import uuid
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from pyro_vae.engine.observe import _PURE, LIBRARIES, Executed, names_in, root_of
+from pyro_vae.engine.policy import MOST_BYTES, MOST_PLACES
+
+#: Types whose values are compared; a graph has such values burnt in.
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_FIXED = (
+    *PLAIN,
+    *(torch.Size, torch.layout, torch.memory_format, range, slice, type(Ellipsis), type(NotImplemented)),
+    *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, decimal.Decimal, fractions.Fraction),
+    *(pathlib.PurePath, re.Pattern, uuid.UUID, enum.Enum, np.generic, np.dtype),
+)
+_OPAQUE = (
+    *(types.MethodDescriptorType, types.WrapperDescriptorType, types.CodeType, types.GetSetDescriptorType),
+    *( types.MemberDescriptorType, types.ClassMethodDescriptorType),
+    *(weakref.ReferenceType, weakref.ProxyType, torch._ops.OpOverload, torch._ops.OpOverloadPacket, types.GenericAlias),
+)
+MISSING = object()
+
+
+class Unseen(Exception):
+    """Something can be reached whose changes cannot be seen; the message says what and where."""
+
+
+class Kind(enum.IntEnum):
+    """How a place is read."""
+
+    ENTRY, OF_CLASS, ITEM, ATTRIBUTE, CELL = range(5)
+    PART = 5  #: of something that cannot change, such as a tuple: compared only where the whole was replaced
+    SIZE = 6  #: of an instance's attributes: a change of it alone leads to a second look
+    LENGTH, KEYS, VALUES, CONTENT = range(7, 11)
+
+
+class Place(NamedTuple):
+    """Where something is held: its value is read from the holder by a key.
+
+    `leaf` says whether the value itself counts; of containers what they hold is compared.
+    """
+
+    kind: Kind
+    holder: Any
+    key: Any
+    value: Any
+    path: str
+    leaf: bool
+
+
+class Reach:
+    """Everything that programs can reach.
+
+    Args:
+        roots: programs, and other things that a call depends on.
+        executed: what calls have executed.
+
+    Attributes:
+        places: the places, in an order that depends on what is reached alone.
+
+    Raises:
+        Unseen: if there is something whose changes cannot be seen.
+    """
+
+    def __init__(self, roots: Sequence[Any], executed: Executed):
+        self.executed = executed
+        self.places: list[Place] = []
+        self._seen: dict[int, Any] = {}
+        self._stack: list[tuple[Any, str]] = []
+        for i, root in enumerate(roots):
+            self._add(Kind.PART, roots, i, root, _name(root))
+        self._empty()
+        for code, namespace in executed.codes.items():
+            self._look_at_globals(code, namespace)
+        self._empty()
+        if unmet := self._unmet():
+            self._stack += [(f, f.__qualname__) for f in gc.get_referrers(*unmet) if _is_function_of(f, unmet)]
+            self._empty()
+
+    def _unmet(self) -> set[types.CodeType]:
+        """Executed code with a closure that is held by nothing seen so far; what a function made as it ran is left out."""
+        met = {thing.__code__ for thing in self._seen.values() if isinstance(thing, types.FunctionType)}
+        inner = {constant for code in self.executed.codes for constant in code.co_consts if is_code(constant)}
+        return {code for code in self.executed.codes if code.co_freevars and code not in met and code not in inner}
+
+    def _empty(self) -> None:
+        while self._stack:
+            thing, path = self._stack.pop()
+            if id(thing) not in self._seen:
+                self._seen[id(thing)] = thing
+                self._look(thing, path)
+            if len(self.places) > MOST_PLACES:
+                raise Unseen(f"{path} and what else the programs reach are more than {MOST_PLACES} values")
+
+    def _add(self, kind: Kind, holder: Any, key: Any, value: Any, path: str) -> None:
+        leaf = kind >= Kind.SIZE or is_leaf(value)
+        self.places.append(Place(kind, holder, key, value, path, leaf))
+        if not leaf:
+            self._stack.append((value, path))
+
+    def _look(self, thing: Any, path: str) -> None:
+        if is_leaf(thing) and not isinstance(thing, torch.Tensor):
+            return
+        for kind, look in _LOOKS:
+            if isinstance(thing, kind):
+                look(self, thing, path)
+                return
+        self._look_at_instance(thing, path)
+
+    # --- containers -----------------------------------------------------------------------------------------------
+
+    def _look_at_dict(self, thing: dict[Any, Any], path: str) -> None:
+        self._add(Kind.KEYS, thing, None, list(thing), path)
+        for key, value in dict.items(thing):
+            self._add(Kind.ENTRY, thing, key, value, f"{path}[{key!r}]" if isinstance(key, (str, int)) else path)
+        self._look_at_subclass(thing, path, (dict, collections.OrderedDict, collections.defaultdict))
+
+    def _look_at_list(self, thing: Any, path: str) -> None:
+        self._add(Kind.LENGTH, thing, None, len(thing), path)
+        for i, value in enumerate(thing):
+            self._add(Kind.ITEM, thing, i, value, f"{path}[{i}]")
+        self._look_at_subclass(thing, path, (list, collections.deque))
+
+    def _look_at_set(self, thing: set[Any], path: str) -> None:
+        self._add(Kind.VALUES, thing, None, frozenset(thing), path)
+        self._stack += [(value, path) for value in thing if not is_leaf(value)]
+        self._look_at_subclass(thing, path, (set, frozenset))
+
+    def _look_at_tuple(self, thing: tuple[Any, ...], path: str) -> None:
+        for i, value in enumerate(thing):
+            self._add(Kind.PART, thing, i, value, f"{path}[{i}]")
+        self._look_at_subclass(thing, path, (tuple,))
+
+    def _look_at_subclass(self, thing: Any, path: str, plain: tuple[type, ...]) -> None:
+        if type(thing) not in plain:
+            self._look_at_attributes(thing, path)
+
+    def _look_at_array(self, thing: np.ndarray, path: str) -> None:
+        if thing.nbytes > MOST_BYTES or thing.dtype.hasobject:
+            raise Unseen(f"{path} is a NumPy array of {thing.nbytes:,} bytes, too many to compare; make it a tensor")
+        self._add(Kind.CONTENT, thing, content_of, content_of(thing), path)
+
+    def _look_at_content(self, thing: Any, path: str) -> None:
+        self._add(Kind.CONTENT, thing, content_of, content_of(thing), path)
+
+    def _look_at_tensor(self, thing: torch.Tensor, path: str) -> None:
+        for name in ("requires_grad", "_backward_hooks"):
+            self._add(Kind.ATTRIBUTE, thing, name, getattr(thing, name, MISSING), path)
+        if thing.requires_grad:
+            self._add(Kind.ATTRIBUTE, thing, "_post_accumulate_grad_hooks", thing._post_accumulate_grad_hooks, path)
+
+    # --- code -----------------------------------------------------------------------------------------------------
+
+    def _look_at_function(self, thing: types.FunctionType, path: str) -> None:
+        for name in ("__code__", "__defaults__", "__kwdefaults__"):
+            self._add(Kind.ATTRIBUTE, thing, name, getattr(thing, name), f"the default of an argument of {path}")
+        for name, cell in zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True):
+            self._add(Kind.CELL, cell, None, contents(cell), f"{name} in {thing.__qualname__}")
+        for name, value in vars(thing).items():
+            self._add(Kind.ENTRY, vars(thing), name, value, f"{path}.{name}")
+
+    def _look_at_globals(self, code: types.CodeType, namespace: dict[str, Any]) -> None:
+        for name in dict.fromkeys(names_in(code)):
+            value = namespace.get(name, MISSING)
+            if value is not MISSING or hasattr(builtins, name):
+                self._add(Kind.ENTRY, namespace, name, value, f"global {name}")
+
+    def _look_at_module(self, thing: types.ModuleType, path: str) -> None:
+        if thing.__name__.startswith("numpy.random"):
+            raise Unseen(f"{path} draws random numbers other than torch's")
+        for name in sorted(self.executed.own_names & vars(thing).keys()):
+            self._add(Kind.ENTRY, vars(thing), name, vars(thing)[name], f"{path.removeprefix('global ')}.{name}")
+
+    def _look_at_parts(self, thing: Any, path: str) -> None:
+        """Of bound methods, partial functions, properties and the like."""
+        for name in ("__func__", "func", "fget", "fset", "__wrapped__", "args", "keywords", "__self__"):
+            if (part := getattr(thing, name, MISSING)) is not MISSING:
+                self._add(Kind.PART, thing, name, part, path if name == "__func__" else _name(part, path))
+
+    # --- objects --------------------------------------------------------------------------------------------------
+
+    def _look_at_class(self, thing: type, path: str) -> None:
+        if not _is_own(thing):
+            return
+        namespace = vars(thing)
+        self._add(Kind.LENGTH, namespace, None, len(namespace), path)
+        for name, value in namespace.items():
+            if name in _DUNDERS or (not name.startswith("__") and not self._counts(name)):
+                continue
+            self._add(Kind.OF_CLASS, namespace, name, value, f"{thing.__qualname__}.{name}")
+        for i, base in enumerate((type(thing), *thing.__bases__)):
+            self._add(Kind.PART, thing, i, base, base.__qualname__)
+
+    def _counts(self, name: Any) -> bool:
+        return self.executed.any_name or name in self.executed.names
+
+    def _look_at_instance(self, thing: Any, path: str) -> None:
+        kind = type(thing)
+        if root_of(kind.__module__) in sys.stdlib_module_names and not _is_pure(kind.__module__):
+            return  # whoever uses it is found out by doing so
+        compiled = [c for c in kind.__mro__ if c not in (object, types.SimpleNamespace) and not _is_python(c)]
+        if hasattr(kind, "__next__") and not _is_python(kind):
+            raise Unseen(f"{path} is an iterator ({kind.__name__}), which calls use up")
+        if compiled and not isinstance(thing, BaseException):
+            raise Unseen(f"{path} is a {kind.__module__}.{kind.__qualname__}, whose changes cannot be seen")
+        self._look_at_attributes(thing, path)
+
+    def _look_at_attributes(self, thing: Any, path: str) -> None:
+        kind = type(thing)
+        self._add(Kind.ATTRIBUTE, thing, "__class__", kind, f"the class of {path}")
+        held = getattr(thing, "__dict__", None)
+        if isinstance(held, dict):
+            self._add(Kind.SIZE, held, None, len(held), path)
+            for name, value in held.items():
+                if self._counts(name) and not (str(name).startswith("_cached_") and not _is_own_attribute(thing)):
+                    self._add(Kind.ENTRY, held, name, value, f"{path}.{name}")
+        for part in kind.__mro__:
+            slots = vars(part).get("__slots__", ())
+            for name in (slots,) if isinstance(slots, str) else slots:
+                if self._counts(name) and name not in ("__dict__", "__weakref__"):
+                    self._add(Kind.ATTRIBUTE, thing, name, getattr(thing, name, MISSING), f"{path}.{name}")
+
+
+_DUNDERS = frozenset(
+    "__module__ __doc__ __dict__ __weakref__ __annotations__ __qualname__ __firstlineno__ __static_attributes__ "
+    "__abstractmethods__ __orig_bases__ __parameters__ __slots__ __hash__ __annotate_func__ __annotations_cache__".split()
+)
+_CONTENTS = (bytearray, array.array, torch.Generator, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
+_PARTS = (
+    *(types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType, functools.partial, functools.partialmethod, property, staticmethod, classmethod),
+    *(functools.cached_property, functools.singledispatchmethod, type(functools.lru_cache(_PURE.__contains__))),
+)
+_LOOKS: tuple[tuple[Any, Callable[..., None]], ...] = (
+    (torch.Tensor, Reach._look_at_tensor),
+    (types.FunctionType, Reach._look_at_function),
+    (_PARTS, Reach._look_at_parts),
+    (types.ModuleType, Reach._look_at_module),
+    (type, Reach._look_at_class),
+    (dict, Reach._look_at_dict),
+    ((list, collections.deque), Reach._look_at_list),
+    ((tuple, frozenset), Reach._look_at_tuple),
+    (set, Reach._look_at_set),
+    (np.ndarray, Reach._look_at_array),
+    (_CONTENTS, Reach._look_at_content),
+)
+
+
+def is_leaf(value: Any) -> bool:
+    """Whether a value has no parts of its own: it is compared, or is one of a library's."""
+    if value is MISSING or isinstance(value, _OPAQUE):
+        return True
+    if isinstance(value, types.BuiltinFunctionType):
+        return value.__self__ is None or isinstance(value.__self__, (types.ModuleType, type))
+    if isinstance(value, _FIXED):
+        return not hasattr(value, "__dict__") or isinstance(value, (enum.Enum, pathlib.PurePath, datetime.tzinfo))
+    return isinstance(value, type) and not _is_own(value)
+
+
+def content_of(thing: Any) -> Any:
+    """What an array or a random generator holds, to be compared."""
+    if isinstance(thing, (bytearray, array.array)):
+        return bytes(thing)
+    if isinstance(thing, np.ndarray):
+        return thing.shape, thing.dtype, thing.tobytes()
+    if isinstance(thing, torch.Generator):
+        return thing.get_state().numpy().tobytes()
+    if isinstance(thing, np.random.RandomState):
+        return repr(thing.get_state(legacy=False))
+    return repr(getattr(thing, "bit_generator", thing).state)
+
+
+def contents(cell: types.CellType) -> Any:
+    """What a closure's cell holds; MISSING where it is not filled yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return MISSING
+
+
+def _name(thing: Any, otherwise: str = "") -> str:
+    return getattr(thing, "__qualname__", None) or otherwise or type(thing).__qualname__
+
+
+def is_code(thing: Any) -> bool:
+    """Whether something is code."""
+    return isinstance(thing, types.CodeType)
+
+
+def _is_function_of(thing: Any, codes: set[types.CodeType]) -> bool:
+    return isinstance(thing, types.FunctionType) and thing.__code__ in codes
+
+
+def _is_own(kind: type) -> bool:
+    """Whether a class is neither a library's nor Python's."""
+    root = root_of(kind.__module__)
+    return kind.__module__ == "__main__" or (root not in LIBRARIES and root not in sys.stdlib_module_names | {"builtins"})
+
+
+def _is_own_attribute(thing: Any) -> bool:
+    """Whether `_cached_...` of a thing may be the user's; torch's transforms keep their last value under such names."""
+    return not isinstance(thing, torch.distributions.Transform)
+
+
+def _is_pure(module: str) -> bool:
+    return root_of(module) in _PURE or module in ("builtins", "_collections", "_functools", "__main__")
+
+
+def _is_python(kind: type) -> bool:
+    """Whether a class is written in Python, so that all that it holds can be seen."""
+    return bool(kind.__flags__ & 1 << 9) and type(kind).__name__ != "pybind11_type"

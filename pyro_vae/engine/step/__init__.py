@@ -1,0 +1,1 @@
+"""A training step: gradients, guard, clip, update."""

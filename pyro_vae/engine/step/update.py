@@ -1,0 +1,63 @@
+"""Parameters moved by their gradients, on the state that the user's optimizer holds."""
+
+from __future__ import annotations
+
+import torch
+from pyro.infer.util import zero_grads
+from pyro.optim import PyroOptim
+
+from pyro_vae.checks import InputError
+from pyro_vae.engine import compat
+from pyro_vae.engine.step.fused import FusedAdam, same_objects
+from pyro_vae.engine.step.gradients import give
+
+
+class Update:
+    """The optimizer's step: by torch's fused kernel where that does the same, else by the optimizer itself.
+
+    Args:
+        optim: an optimizer of Pyro's or torch's.
+    """
+
+    def __init__(self, optim: PyroOptim | torch.optim.Optimizer):
+        self.optim = optim
+        self._fused: FusedAdam | None = None
+        self._zeros: list[tuple[torch.Tensor | None, int]] = []  # the gradients left behind by the last step, all zero
+
+    def __call__(self, params: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]) -> None:
+        """Moves the parameters; what their `.grad` holds from elsewhere is added, and zeros are left there, as Pyro does."""
+        tensors = list({id(tensor): tensor for tensor in params.values()}.values())
+        if self._fuse(tensors, params, gradients):
+            return
+        give(params, gradients)
+        if isinstance(self.optim, torch.optim.Optimizer):
+            self._check_known(params)
+            self.optim.step()
+        else:
+            self.optim(tensors)
+        zero_grads(tensors)
+        self._zeros = [(tensor.grad, -1 if tensor.grad is None else tensor.grad._version) for tensor in tensors]
+
+    def _fuse(
+        self, tensors: list[torch.Tensor], params: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]
+    ) -> bool:
+        if len(gradients) != len(tensors) or len(self._zeros) != len(tensors):
+            return False
+        now = [tensor.grad for tensor in tensors]
+        if None in now or not same_objects(now, [zeros for zeros, _ in self._zeros]):
+            return False
+        if [gradient._version for gradient in now] != [version for _, version in self._zeros]:
+            return False
+        moved = [params[name] for name in gradients]
+        if self._fused is None or not same_objects(self._fused.params, moved):
+            self._fused = FusedAdam(moved)
+        with compat.Unrecorded():
+            return self._fused.take(self.optim, list(gradients.values()))
+
+    def _check_known(self, params: dict[str, torch.Tensor]) -> None:
+        known = {id(tensor) for group in self.optim.param_groups for tensor in group["params"]}
+        for name, tensor in params.items():
+            if id(tensor) not in known and tensor.requires_grad:
+                raise InputError(
+                    f"optim does not hold the parameter {name!r}; give it all parameters, or use pyro.optim."
+                )

@@ -1,0 +1,236 @@
+"""What a function asks of its tensors' values while it is traced: numbers stay tensors, branches become guards.
+
+A graph holds one course of a function. Where that hangs on the value of a tensor (`if x.mean() > 0`, `range(int(n))`), the
+course taken is recorded with its condition, a guard: an output of the graph, looked at after each replay. What would
+burn values in without a guard is refused.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch.overrides import TorchFunctionMode
+
+from pyro_vae.engine import compat
+from pyro_vae.engine.policy import MOST_BURNT
+
+
+class CaptureError(RuntimeError):
+    """A function can't be captured; the message says why, and where."""
+
+
+@dataclass
+class Guard:
+    """A condition that held when the function was traced, and the line that asks for it."""
+
+    condition: torch.Tensor
+    line: str
+
+
+class Values(TorchFunctionMode):
+    """Looks on at torch's functions while a function is traced.
+
+    Attributes:
+        guards: the conditions met so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.guards: list[Guard] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _HANDLED:
+            return _HANDLED[func](self, func, *args, **kwargs)
+        if func in _REFUSED or (func is torch.Tensor.__getitem__ and _by_mask(args[1])):
+            refuse(_REFUSED.get(func, _COUNTED))
+        if kwargs.get("generator") is not None or any(isinstance(arg, torch.Generator) for arg in args):
+            refuse("draws from a generator of its own")
+        return func(*args, **kwargs)
+
+    def burn(self, tensor: torch.Tensor) -> Any:
+        """The tensor's values, as Python's, which the graph may use as long as they are the same."""
+        if tensor.numel() > MOST_BURNT:
+            refuse("asks for the values of a large tensor")
+        tensor = tensor.detach()
+        with compat.untraced():
+            expected = tensor.tolist()
+        if isinstance(expected, list):
+            same = (tensor == torch.tensor(expected, dtype=tensor.dtype, device=tensor.device)).all()
+        elif tensor.dtype is torch.bool:
+            same = tensor if expected else ~tensor
+        else:
+            same = tensor == expected
+        self.guards.append(Guard(same.reshape(()), users_line(traceback.extract_stack())))
+        return expected
+
+
+def refuse(what: str) -> None:
+    """Ends the tracing with the user's line and what it does."""
+    raise CaptureError(f"{users_line(traceback.extract_stack())} {what}")
+
+
+# --- what is handled ------------------------------------------------------------------------------------------------
+
+
+def _item(mode: Values, func: Any, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().reshape(())
+
+
+def _truth(mode: Values, func: Any, tensor: torch.Tensor) -> bool:
+    if _asked_by(compat.warning_code()):  # a loss that is not a number is looked for after each replay
+        return False
+    if tensor.numel() != 1:
+        return func(tensor)  # raises
+    return bool(mode.burn((tensor if tensor.dtype is torch.bool else tensor.detach() != 0).reshape(())))
+
+
+def _whole(mode: Values, func: Any, tensor: torch.Tensor) -> int:
+    if tensor.is_floating_point() or tensor.is_complex():
+        refuse("turns a tensor into a Python number")
+    return int(mode.burn(tensor.reshape(())))
+
+
+def _list(mode: Values, func: Any, tensor: torch.Tensor) -> Any:
+    if tensor.is_floating_point() or tensor.is_complex():
+        refuse("turns a tensor into a list")
+    return mode.burn(tensor)
+
+
+def _equal(mode: Values, func: Any, a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    return bool(mode.burn((a == b).all()))
+
+
+def _allclose(mode: Values, func: Any, a: torch.Tensor, b: torch.Tensor, *args: Any, **kwargs: Any) -> bool:
+    return bool(mode.burn(torch.isclose(a, b, *args, **kwargs).all()))
+
+
+def _one_hot(mode: Values, func: Any, tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
+    """torch's own asks for the largest value; with the number of classes given, that is only a check."""
+    if num_classes < 1:
+        refuse("gives a tensor whose shape depends on values")
+    _truth(mode, func, ((tensor >= 0) & (tensor < num_classes)).all())
+    zeros = torch.zeros((*tensor.shape, num_classes), dtype=tensor.dtype, device=tensor.device)
+    return zeros.scatter(-1, tensor.unsqueeze(-1), 1)
+
+
+def _all(mode: Values, func: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Zero weights are multiplied where Pyro's enumeration would select the others, a size that depends on values."""
+    if _asked_by(compat.dice_code()):
+        return False  # "not all weights are positive": leads to masked_select
+    return func(tensor, *args, **kwargs)
+
+
+def _masked_select(mode: Values, func: Any, tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    if not _asked_by(compat.dice_code()):
+        refuse(_COUNTED)
+    return torch.where(mask, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
+
+
+def _where(mode: Values, func: Any, condition: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    if not args and not kwargs:
+        refuse(_COUNTED)
+    return func(condition, *args, **kwargs)
+
+
+def _repeat_interleave(mode: Values, func: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    repeats = args[0] if args else kwargs.get("repeats", tensor)
+    if isinstance(repeats, torch.Tensor) and kwargs.get("output_size") is None:
+        refuse(_COUNTED)
+    return func(tensor, *args, **kwargs)
+
+
+def _register_hook(mode: Values, func: Any, tensor: torch.Tensor, hook: Callable[..., Any]) -> Any:
+    """A backward pass runs where the mode does not look on, so hooks bring it back."""
+
+    def looked_on(gradient: torch.Tensor) -> Any:
+        with mode:
+            return hook(gradient)
+
+    return func(tensor, looked_on)
+
+
+def _recurrent(mode: Values, func: Any, data: torch.Tensor, second: Any, *args: Any, **kwargs: Any) -> Any:
+    if isinstance(second, torch.Tensor) and second.dtype == torch.long:
+        refuse("runs over sequences whose lengths are values")
+    return func(data, second, *args, **kwargs)
+
+
+_COUNTED = "gives a tensor whose shape depends on values"
+_HANDLED: dict[Any, Callable[..., Any]] = {
+    torch.Tensor.item: _item,
+    **dict.fromkeys((torch.Tensor.__bool__, torch.Tensor.is_nonzero, torch.is_nonzero), _truth),
+    **dict.fromkeys((torch.Tensor.__int__, torch.Tensor.__index__), _whole),
+    torch.Tensor.tolist: _list,
+    **dict.fromkeys((torch.equal, torch.Tensor.equal), _equal),
+    **dict.fromkeys((torch.allclose, torch.Tensor.allclose), _allclose),
+    torch.nn.functional.one_hot: _one_hot,
+    torch.Tensor.register_hook: _register_hook,
+    torch.Tensor.all: _all,
+    **dict.fromkeys((torch.masked_select, torch.Tensor.masked_select), _masked_select),
+    **dict.fromkeys((torch.where, torch.Tensor.where), _where),
+    **dict.fromkeys((torch.repeat_interleave, torch.Tensor.repeat_interleave), _repeat_interleave),
+    **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), _recurrent),
+}
+_REFUSED = {
+    **dict.fromkeys((torch.Tensor.__float__, torch.Tensor.__complex__), "turns a tensor into a Python number"),
+    **dict.fromkeys((torch.Tensor.numpy, torch.Tensor.__array__), "turns a tensor into a NumPy array"),
+    **dict.fromkeys((torch.Tensor.__format__, torch.Tensor.__repr__), "writes a tensor's values into a text"),
+    **dict.fromkeys((torch.Tensor.data_ptr, torch.Tensor.untyped_storage), "looks at a tensor's memory"),
+    **dict.fromkeys((torch.Tensor.__reduce_ex__, torch.Tensor.__dlpack__), "copies a tensor's values out"),
+    torch._pack_padded_sequence: "packs sequences whose lengths are values of a tensor",
+    torch._pad_packed_sequence: "unpacks sequences whose lengths are values of a tensor",
+    **dict.fromkeys(
+        (
+            *(torch.nonzero, torch.argwhere, torch.unique, torch.unique_consecutive, torch.bincount),
+            *(torch.Tensor.nonzero, torch.Tensor.argwhere, torch.Tensor.unique, torch.Tensor.unique_consecutive),
+            *(torch.Tensor.bincount, torch.histc, torch.Tensor.histc),
+        ),
+        _COUNTED,
+    ),
+}
+
+
+def _by_mask(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, torch.Tensor) and part.dtype in (torch.bool, torch.uint8) for part in parts)
+
+
+def _asked_by(code: Any) -> bool:
+    """Whether the function being looked at is called by this code."""
+    frame = sys._getframe(3)
+    return frame is not None and frame.f_code is code
+
+
+# --- the user's line ------------------------------------------------------------------------------------------------
+
+
+def users_line(frames: Sequence[traceback.FrameSummary]) -> str:
+    """The innermost line of the user's; where there is none, of Pyro's or of a component's."""
+    here = str(Path(__file__).parent)
+    inside = [i for i, frame in enumerate(frames) if frame.filename.startswith(here) and frame.name == "flat"]
+    if not inside:  # the function has run, and what it did can't be written as a graph
+        return "tracing it"
+    called = [frame for frame in frames[inside[-1] :] if not frame.filename.startswith(here)]
+    outside = [frame for frame in called if not frame.filename.startswith(str(Path(torch.__file__).parent))]
+    own = list(_outside_libraries(outside))
+    last = (own or outside or called)[-1]
+    return f"{Path(last.filename).name}, line {last.lineno} ({(last.line or '').strip()!r})"
+
+
+def _outside_libraries(frames: Sequence[traceback.FrameSummary]) -> Iterator[traceback.FrameSummary]:
+    import contextlib
+
+    libraries = (str(Path(pyro.__file__).parent), str(Path(__file__).parents[1]))
+    for frame in frames:
+        if not frame.filename.startswith(libraries) and frame.filename != contextlib.__file__:
+            yield frame
