@@ -10,9 +10,9 @@ import scipy.stats
 import torch
 
 from pyro_vae import VAE, elbo_terms, fit, guides, likelihoods, log_likelihood, networks, priors
-from pyro_vae.checks import InputError
 from pyro_vae.distributions.codes import RelaxedGroups
-from pyro_vae.refinement import refined
+from pyro_vae.errors import InputError
+from pyro_vae.guides.refinement import refined
 from tests.component_table import GUIDES, fresh, vae, variants
 
 NUM_DRAWS = 100_000

@@ -23,7 +23,7 @@ from pyro_vae import (
     reconstruct,
     save,
 )
-from pyro_vae.checks import InputError
+from pyro_vae.errors import InputError
 from pyro_vae.guides import Guide
 from tests.component_table import GUIDES, PRIORS, fresh, prior_for, variants
 

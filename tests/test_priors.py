@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pyro_vae import VAE, generate, guides, log_likelihood, priors
-from pyro_vae.checks import InputError
 from pyro_vae.distributions.sphere import log_area
+from pyro_vae.errors import InputError
 from tests.component_table import PRIORS, chain, fresh, guide_for, vae, variants
 
 NUM_DRAWS = 20_000

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_vae.checks import InputError, one_of, shape
 from pyro_vae.component import Component
+from pyro_vae.errors import InputError, one_of, shape
 from pyro_vae.networks import Condition, Labels, Network
 from pyro_vae.networks.base import join
 

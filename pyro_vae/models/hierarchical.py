@@ -11,13 +11,13 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from pyro_vae.checks import InputError, one_of, positive_int, widths
+from pyro_vae.errors import InputError, one_of, positive_int, widths
 from pyro_vae.guides import Guide, MeanField
-from pyro_vae.layers import side_by_side
 from pyro_vae.likelihoods import Bernoulli, Likelihood
 from pyro_vae.models.base import ComposedPair
 from pyro_vae.models.vae import prior_for, refuse_strangers
 from pyro_vae.networks import MLP, Condition, Network, as_network
+from pyro_vae.networks.layers import side_by_side
 from pyro_vae.priors import Normal, Prior, StandardNormal, Vamp
 
 

@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 
 from pyro_vae import data
-from pyro_vae.checks import InputError, one_of, positive, positive_int
+from pyro_vae.errors import InputError, one_of, positive, positive_int
 from pyro_vae.guides import Guide, MeanField
 from pyro_vae.likelihoods import Bernoulli, Likelihood
 from pyro_vae.models.base import ComposedPair

@@ -11,7 +11,7 @@ import pyro
 import torch
 from pyro.distributions import TorchDistribution
 
-from pyro_vae.checks import InputError, one_of, positive_int
+from pyro_vae.errors import InputError, one_of, positive_int
 from pyro_vae.guides import Guide, MeanField
 from pyro_vae.likelihoods import Bernoulli, Likelihood
 from pyro_vae.models.base import ComposedPair
