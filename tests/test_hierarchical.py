@@ -52,7 +52,7 @@ def linear(order: str) -> HierarchicalVAE:
 
 def marginal(vae: HierarchicalVAE) -> MultivariateNormal:
     """p(x) by hand: every quantity is m + A ε with ε standard normal, one block for each level."""
-    dims = [level.posterior.latent_shape[0] for level in vae.levels]
+    dims = [level.guide_family.latent_shape[0] for level in vae.levels]
     eye = torch.eye(sum(dims), dtype=torch.float64)
     blocks = eye.split(dims)
     ladder = vae.order == "top-down"

@@ -80,7 +80,7 @@ def test_priors_given_y(prior):
         input_shape=torch.Size([4]),
         pseudo_input=torch.sigmoid,
         posterior=pair.encode_input,
-        relaxation=pair.posterior.relaxation,
+        relaxation=pair.guide_family.relaxation,
         condition_shape=torch.Size([3]),
     )
     y = torch.randn(5, 3)

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 import pyro_vae
 from pyro_vae import data, elbo_terms, generate, load, log_likelihood, reconstruct, save
@@ -53,9 +54,16 @@ def test_saved_run_generates_reconstructs_and_saves_the_same_config(name, tmp_pa
     save(pair, tmp_path / "again")
     text = (tmp_path / "again" / "config.yaml").read_text()
     assert text.partition("model:")[2] == (DATA / name / "config.yaml").read_text().partition("model:")[2]
-    assert (tmp_path / "again" / "model.safetensors").stat().st_size == (
-        DATA / name / "model.safetensors"
-    ).stat().st_size
+    again = load(tmp_path / "again").state_dict()
+    assert all(again[key].equal(tensor) for key, tensor in pair.state_dict().items())
+
+
+def test_weights_of_the_guide_family_load_under_their_former_key():
+    tensors = load_file(DATA / "run_v0_1_labels" / "model.safetensors")
+    assert "posterior.done" in tensors
+    pair = load(DATA / "run_v0_1_labels")
+    assert pair.state_dict()["guide_family.done"] == tensors["posterior.done"] > 0
+    assert pair.posterior is pair.guide_family
 
 
 @pytest.mark.parametrize("name", SCORES)

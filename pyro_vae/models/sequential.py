@@ -66,7 +66,7 @@ class DeepMarkovModel(SequentialPair):
         self.z_0 = nn.Parameter(torch.zeros(self.latent_dim))
         self.z_q_0 = nn.Parameter(torch.zeros(self.latent_dim))
         self.cell = Cell(self.likelihood.input_shape.numel(), self.hidden)
-        self.combiner = Combiner(self.latent_dim, self.hidden, self.posterior.params_shape)
+        self.combiner = Combiner(self.latent_dim, self.hidden, self.guide_family.params_shape)
 
     def model(self, x: torch.Tensor, lengths: torch.Tensor | None = None) -> None:
         """p(x, z), x of shape (N, T, *step_shape), lengths of shape (N,); without them all reach step T."""
@@ -86,7 +86,7 @@ class DeepMarkovModel(SequentialPair):
         with pyro.plate("data", len(x), dim=-1):
             for t, _, there in pyro.markov(self.steps(x, lengths)):
                 with poutine.mask(mask=there):
-                    z = pyro.sample(f"z_{t}", self.posterior(self.combiner(z, h[t])))
+                    z = pyro.sample(f"z_{t}", self.guide_family(self.combiner(z, h[t])))
 
     def backwards(self, x: torch.Tensor, lengths: torch.Tensor | None = None) -> dict[int, torch.Tensor]:
         """h_t of x_{t:T}, each (N, hidden), by t: the network's state stays at its start until a sequence's own end."""
@@ -97,7 +97,7 @@ class DeepMarkovModel(SequentialPair):
 
     def arguments(self) -> dict[str, Any]:
         names = ("event_shape", "latent_dim", "transition", "likelihood", "emission", "hidden")
-        return {**{name: getattr(self, name) for name in names}, "guide": self.posterior}
+        return {**{name: getattr(self, name) for name in names}, "guide": self.guide_family}
 
 
 class VariationalRNN(SequentialPair):
@@ -140,7 +140,7 @@ class VariationalRNN(SequentialPair):
         self.build_emission(2 * self.hidden)
         z, h, both = (torch.Size([size]) for size in (self.latent_dim, self.hidden, 2 * self.hidden))
         for name, given, width, in_shape, out_shape in (
-            ("encoder", encoder, [100, 100], both, self.posterior.params_shape),
+            ("encoder", encoder, [100, 100], both, self.guide_family.params_shape),
             ("prior", prior, [100], h, torch.Size([2 * self.latent_dim])),
             ("features_of_x", features_of_x, [100], self.likelihood.input_shape, h),
             ("features_of_z", features_of_z, [100], z, h),
@@ -169,7 +169,7 @@ class VariationalRNN(SequentialPair):
             for t, x_t, there in self.steps(x, lengths):
                 seen = side_by_side(self.features_of_x(self.likelihood.as_input(x_t)), h)
                 with poutine.mask(mask=there):
-                    z = pyro.sample(f"z_{t}", self.posterior(self.encoder(seen)))
+                    z = pyro.sample(f"z_{t}", self.guide_family(self.encoder(seen)))
                 h = self.advanced(h, x_t, z)
 
     def advanced(self, h: torch.Tensor, x_t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
@@ -179,4 +179,4 @@ class VariationalRNN(SequentialPair):
     def arguments(self) -> dict[str, Any]:
         first = ("event_shape", "latent_dim", "hidden", "likelihood", "emission", "encoder", "prior")
         names = (*first, "features_of_x", "features_of_z")
-        return {**{name: getattr(self, name) for name in names}, "guide": self.posterior}
+        return {**{name: getattr(self, name) for name in names}, "guide": self.guide_family}

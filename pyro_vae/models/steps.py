@@ -47,9 +47,9 @@ class SequentialPair(ComposedPair, ABC):
         self.likelihood = self.place(likelihood or Bernoulli(), Likelihood, "likelihood").build(
             event_shape=self.step_shape
         )
-        posterior = self.place(guide or MeanField(), Guide, "guide")
-        refuse_for_steps(posterior)
-        self.posterior = posterior.build(latent_shape=latent_shape)
+        family = self.place(guide or MeanField(), Guide, "guide")
+        refuse_for_steps(family)
+        self.guide_family = family.build(latent_shape=latent_shape)
         self.emission = self.place(as_network(emission or MLP([100, 100], "ReLU")), Network, "emission")
 
     def build_emission(self, in_size: int) -> None:
