@@ -23,7 +23,7 @@ from benchmarks.harness import environment, interleave, rows, say
 from benchmarks.pairs import ImportanceWeighted, Tutorial
 from benchmarks.torch_peers import LR, drop_in, hand_written_step, pyro_step
 from pyro_vae import VAE, TrainingDiverged, fit, likelihoods, log_likelihood, networks
-from pyro_vae.examples import Examples
+from pyro_vae.data.resident import Examples
 from pyro_vae.gradients import Gradients
 from pyro_vae.replay import Replay
 from pyro_vae.whole_step import Tally, WholeStep

@@ -10,7 +10,8 @@ from pathlib import Path
 import pyro
 import torch
 
-from pyro_vae import VAE, data, fit, generate, log_likelihood, networks, plotting
+from pyro_vae import VAE, data, fit, generate, log_likelihood, networks
+from pyro_vae.report import plotting
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--epochs", type=int, default=60)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pyro
 import torch
 
-from pyro_vae import HierarchicalVAE, data, elbo_terms, fit, log_likelihood, networks, objectives, plotting, reconstruct
+from pyro_vae import HierarchicalVAE, data, elbo_terms, fit, log_likelihood, networks, objectives, reconstruct
+from pyro_vae.report import plotting
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--epochs", type=int, default=100)

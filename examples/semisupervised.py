@@ -10,8 +10,9 @@ from pathlib import Path
 import pyro
 import torch
 
-from pyro_vae import data, encode, fit, likelihoods, networks, plotting
+from pyro_vae import data, encode, fit, likelihoods, networks
 from pyro_vae.models.semisupervised import SemiSupervisedVAE, classify
+from pyro_vae.report import plotting
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--labels", type=int, default=5, help="labels known of each class")

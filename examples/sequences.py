@@ -13,8 +13,9 @@ from pathlib import Path
 import pyro
 import torch
 
-from pyro_vae import data, elbo_terms, fit, likelihoods, log_likelihood, plotting
+from pyro_vae import data, elbo_terms, fit, likelihoods, log_likelihood
 from pyro_vae.models import DeepMarkovModel, VariationalRNN, forecast
+from pyro_vae.report import plotting
 
 MODELS = {"markov": DeepMarkovModel, "recurrent": VariationalRNN}
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -20,7 +20,8 @@ import pyro
 import torch
 from torch.nn import functional as F
 
-from pyro_vae import VeryDeepVAE, data, elbo_terms, fit, generate, likelihoods, plotting, reconstruct
+from pyro_vae import VeryDeepVAE, data, elbo_terms, fit, generate, likelihoods, reconstruct
+from pyro_vae.report import plotting
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument(

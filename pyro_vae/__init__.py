@@ -6,16 +6,22 @@ Names are imported at their first use, so that the command line answers before t
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyro_vae import data, guides, likelihoods, networks, objectives, priors
-    from pyro_vae.checks import InputError
-    from pyro_vae.diagnostics import pareto_khat
-    from pyro_vae.divergence import TrainingDiverged
-    from pyro_vae.evaluation import elbo_terms, log_likelihood
-    from pyro_vae.ex_post import fit_prior
-    from pyro_vae.importance import log_weights
+    from pyro_vae.errors import InputError
+    from pyro_vae.inference.diagnostics import pareto_khat
+    from pyro_vae.inference.importance import log_weights
+    from pyro_vae.inference.likelihood import log_likelihood
+    from pyro_vae.inference.sampling import encode, generate, reconstruct
+    from pyro_vae.inference.terms import elbo_terms
     from pyro_vae.models import (
         VAE,
         DeepMarkovModel,
@@ -27,36 +33,62 @@ if TYPE_CHECKING:
         forecast,
     )
     from pyro_vae.pair import Pair
-    from pyro_vae.sampling import encode, generate, reconstruct
-    from pyro_vae.saving import load, save
-    from pyro_vae.training import fit
+    from pyro_vae.runs.saving import load, save
+    from pyro_vae.training.ex_post import fit_prior
+    from pyro_vae.training.fitting import fit
+    from pyro_vae.training.nonfinite import TrainingDiverged
 
 _HOMES = {
     "DeepMarkovModel": "models",
     "HierarchicalVAE": "models",
-    "InputError": "checks",
+    "InputError": "errors",
     "Pair": "pair",
     "SemiSupervisedVAE": "models",
-    "TrainingDiverged": "divergence",
+    "TrainingDiverged": "training.nonfinite",
     "VAE": "models",
     "VariationalRNN": "models",
     "VeryDeepVAE": "models",
     "classify": "models",
-    "elbo_terms": "evaluation",
-    "encode": "sampling",
-    "fit": "training",
-    "fit_prior": "ex_post",
+    "elbo_terms": "inference.terms",
+    "encode": "inference.sampling",
+    "fit": "training.fitting",
+    "fit_prior": "training.ex_post",
     "forecast": "models",
-    "generate": "sampling",
-    "load": "saving",
-    "log_likelihood": "evaluation",
-    "log_weights": "importance",
-    "pareto_khat": "diagnostics",
-    "reconstruct": "sampling",
-    "save": "saving",
+    "generate": "inference.sampling",
+    "load": "runs.saving",
+    "log_likelihood": "inference.likelihood",
+    "log_weights": "inference.importance",
+    "pareto_khat": "inference.diagnostics",
+    "reconstruct": "inference.sampling",
+    "save": "runs.saving",
 }
 _ROOMS = ("data", "guides", "likelihoods", "networks", "objectives", "priors")
 __all__ = [*sorted(_HOMES), *_ROOMS]
+
+# Modules of version 0.1 by their present names: the former names import the same modules.
+_FORMER = {
+    "averaging": "training.averaging",
+    "checks": "errors",
+    "diagnostics": "inference.diagnostics",
+    "divergence": "training.nonfinite",
+    "evaluation": "inference",
+    "ex_post": "training.ex_post",
+    "examples": "data.resident",
+    "files": "data.files",
+    "grid": "cli.combinations",
+    "importance": "inference.importance",
+    "layers": "networks.layers",
+    "pictures": "data.pictures",
+    "plotting": "report.plotting",
+    "progress": "training.progress",
+    "readers": "data.readers",
+    "refinement": "guides.refinement",
+    "sampling": "inference.sampling",
+    "saving": "runs",
+    "settings": "training.settings",
+    "streams": "data.streams",
+    "temperature": "inference.temperature",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -69,3 +101,25 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _FormerNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports the module that a former name stands for."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        package, _, former = name.rpartition(".")
+        known = package == __name__ and former in _FORMER
+        return importlib.util.spec_from_loader(name, self) if known else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        module = importlib.import_module(f"{__name__}.{_FORMER[spec.name.rpartition('.')[2]]}")
+        self._own = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._own  # which the import system has just replaced
+
+
+sys.meta_path.insert(0, _FormerNames())  # before finders of editable installs, which may know an older tree

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-from pyro_vae.checks import InputError
+from pyro_vae.errors import InputError
 
 
 class Component(nn.Module):

@@ -18,7 +18,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
-from pyro_vae.checks import InputError
+from pyro_vae.errors import InputError
 from pyro_vae.reach import modules_of
 
 Batch = tuple[torch.Tensor, ...]

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from pyro_vae import Pair, TrainingDiverged, elbo_terms, fit, generate, guides, load, objectives, priors
-from pyro_vae.averaging import Average
-from pyro_vae.checks import InputError
-from pyro_vae.temperature import tempered
+from pyro_vae.errors import InputError
+from pyro_vae.inference.temperature import tempered
+from pyro_vae.training.averaging import Average
 from pyro_vae.whole_step import Tally, WholeStep
 from tests.component_table import vae
 
@@ -201,7 +201,7 @@ def test_cool_latents_lie_closer_together(prior):
     spread = []
     for temperature in (1.0, 0.1):
         held = pyro.poutine.trace(pyro.poutine.uncondition(pair.model))
-        from pyro_vae.temperature import Tempered
+        from pyro_vae.inference.temperature import Tempered
 
         with Tempered(temperature):
             torch.manual_seed(0)

@@ -15,8 +15,9 @@ from torch import nn
 
 from pyro_vae import VAE, generate, guides, likelihoods, log_likelihood, networks, objectives, priors, reconstruct
 from pyro_vae import svi as compiled
-from pyro_vae.checks import InputError
-from pyro_vae.saving import build, spec
+from pyro_vae.errors import InputError
+from pyro_vae.runs.saving import build
+from pyro_vae.runs.specs import spec
 from tests.component_table import (
     GUIDES,
     LIKELIHOODS,

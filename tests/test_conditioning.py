@@ -23,7 +23,7 @@ from pyro_vae import (
     reconstruct,
     save,
 )
-from pyro_vae.checks import InputError
+from pyro_vae.errors import InputError
 from pyro_vae.networks.base import join
 from tests.component_table import GUIDES, PRIORS, fresh, guide_for, prior_for, variants
 
@@ -175,7 +175,7 @@ def test_conditional_digits_score_as_models_of_one_class_each():
         def guide(x, at=at):
             pyro.module(vae.name, vae)
             with pyro.plate("data", len(x), dim=-1):
-                pyro.sample("z", vae.posterior(at(vae.encoder, x)))
+                pyro.sample("z", vae.guide_family(at(vae.encoder, x)))
 
         of_class = y == label
         alone = elbo_terms((model, guide), x[of_class], 100)

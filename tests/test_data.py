@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from pyro_vae import streams
-from pyro_vae.checks import InputError
-from pyro_vae.data import Examples, Splits, Stream, as_examples, load
+from pyro_vae.data import Examples, Splits, Stream, as_examples, load, reading
+from pyro_vae.errors import InputError
 
 
 class Items(Dataset):
@@ -489,7 +488,7 @@ def test_folder_of_mixed_sizes(tmp_path):
 def test_a_folder_too_large_to_hold_is_streamed(tmp_path, monkeypatch):
     folder = pictures(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(10)])
     held = load(folder, binarize="static")
-    monkeypatch.setattr(streams, "_free_bytes", lambda device: 100)
+    monkeypatch.setattr(reading, "_free_bytes", lambda device: 100)
     streamed = load(folder, binarize="static")
     assert isinstance(streamed.train, Stream)
     for part in ("train", "validation", "test"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pyro.ops.stats import fit_generalized_pareto
 
-from pyro_vae.diagnostics import effective_sample_size, pareto_khat, tail_length
+from pyro_vae.inference.diagnostics import effective_sample_size, pareto_khat, tail_length
 
 
 @pytest.mark.parametrize("k", [-0.3, 0.2, 0.5, 0.9, 1.5])

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from pyro_vae import VAE, Pair, elbo_terms, generate, likelihoods, log_likelihood, networks
-from pyro_vae.checks import InputError
+from pyro_vae.errors import InputError
 from pyro_vae.replay import Replay
 from tests.component_table import vae
 from tests.conftest import random_states

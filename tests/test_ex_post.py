@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pyro_vae import fit, fit_prior, generate, guides, likelihoods, log_likelihood, networks, priors
-from pyro_vae.checks import InputError
-from pyro_vae.saving import build, spec
+from pyro_vae.errors import InputError
+from pyro_vae.runs.saving import build
+from pyro_vae.runs.specs import spec
 from tests.component_table import vae
 
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_vae.checks import InputError
-from pyro_vae.files import read_tensors, replacing, write_tensors, write_text
+from pyro_vae.data.files import read_tensors, replacing, write_tensors, write_text
+from pyro_vae.errors import InputError
 
 leaves = st.one_of(
     st.none(),

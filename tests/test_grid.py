@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from pyro_vae import cli
-from pyro_vae.checks import InputError
-from pyro_vae.grid import expanded, said
+from pyro_vae.cli.combinations import expanded, said
+from pyro_vae.errors import InputError
 
 EXPERIMENT = {
     "data": "digits",

@@ -10,9 +10,9 @@ import scipy.stats
 import torch
 
 from pyro_vae import VAE, elbo_terms, fit, guides, likelihoods, log_likelihood, networks, priors
-from pyro_vae.checks import InputError
 from pyro_vae.distributions.codes import RelaxedGroups
-from pyro_vae.refinement import refined
+from pyro_vae.errors import InputError
+from pyro_vae.guides.refinement import refined
 from tests.component_table import GUIDES, fresh, vae, variants
 
 NUM_DRAWS = 100_000
@@ -152,7 +152,7 @@ def test_stratified_draws_share_out_the_components():
 def test_relaxed_codes_near_hard_ones_and_are_scored_as_such():
     pair = vae(prior=priors.Categorical(3), guide=guides.RelaxedCategorical(3, 1.0, 0.1), latent_dim=6)
     x = torch.rand(40, 4).round()
-    posterior = pair.posterior
+    posterior = pair.guide_family
     assert posterior.relaxation().item() == 1.0
     posterior.progress(0.5)
     assert posterior.relaxation().item() == pytest.approx(0.1**0.5)

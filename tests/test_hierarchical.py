@@ -23,7 +23,7 @@ from pyro_vae import (
     reconstruct,
     save,
 )
-from pyro_vae.checks import InputError
+from pyro_vae.errors import InputError
 from pyro_vae.guides import Guide
 from tests.component_table import GUIDES, PRIORS, fresh, prior_for, variants
 
@@ -52,7 +52,7 @@ def linear(order: str) -> HierarchicalVAE:
 
 def marginal(vae: HierarchicalVAE) -> MultivariateNormal:
     """p(x) by hand: every quantity is m + A ε with ε standard normal, one block for each level."""
-    dims = [level.posterior.latent_shape[0] for level in vae.levels]
+    dims = [level.guide_family.latent_shape[0] for level in vae.levels]
     eye = torch.eye(sum(dims), dtype=torch.float64)
     blocks = eye.split(dims)
     ladder = vae.order == "top-down"

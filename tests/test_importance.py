@@ -14,8 +14,8 @@ from pyro import poutine
 from torch import nn
 
 from pyro_vae import Pair, log_weights
-from pyro_vae.checks import InputError
-from pyro_vae.importance import Draws, Layout, _fold, find_layout, unfold
+from pyro_vae.errors import InputError
+from pyro_vae.inference.importance import Draws, Layout, _fold, find_layout, unfold
 from pyro_vae.pair import DataPlate
 
 

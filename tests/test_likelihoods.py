@@ -16,12 +16,13 @@ from pyro.infer import SVI, Trace_ELBO
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae import VAE, generate, likelihoods, reconstruct
-from pyro_vae.checks import InputError
 from pyro_vae.distributions.discretized import level_log_prob
-from pyro_vae.importance import log_weights
+from pyro_vae.errors import InputError
+from pyro_vae.inference.importance import log_weights
+from pyro_vae.inference.sampling import _output
 from pyro_vae.likelihoods import Likelihood
-from pyro_vae.sampling import _output
-from pyro_vae.saving import build, spec
+from pyro_vae.runs.saving import build
+from pyro_vae.runs.specs import spec
 from tests.component_table import LIKELIHOODS, fresh, vae, variants
 
 softplus = lambda raw: np.logaddexp(0, raw)  # noqa: E731

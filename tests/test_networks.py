@@ -16,8 +16,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from pyro_vae import Pair, generate, likelihoods, log_likelihood, networks, reconstruct
-from pyro_vae.checks import InputError
-from pyro_vae.layers import residual_block
+from pyro_vae.errors import InputError
+from pyro_vae.networks.layers import residual_block
 from pyro_vae.pair import evaluating
 from tests.component_table import NETWORKS, fresh, variants
 

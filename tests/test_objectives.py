@@ -16,7 +16,7 @@ from torch import nn
 
 from pyro_vae import objectives, priors
 from pyro_vae.capture import capture
-from pyro_vae.checks import InputError
+from pyro_vae.errors import InputError
 from pyro_vae.objectives import (
     CIWAE,
     ELBO,

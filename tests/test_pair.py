@@ -10,9 +10,9 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 from pyro_vae import Pair, elbo_terms, encode, fit, generate, log_likelihood, reconstruct
-from pyro_vae.checks import InputError
+from pyro_vae.errors import InputError
+from pyro_vae.inference.sampling import Posterior
 from pyro_vae.pair import as_pair, modules
-from pyro_vae.sampling import Posterior
 from tests.conftest import random_states
 from tests.test_importance import OneBatchDimension, two_levels
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pyro_vae import VAE, generate, guides, log_likelihood, priors
-from pyro_vae.checks import InputError
 from pyro_vae.distributions.sphere import log_area
+from pyro_vae.errors import InputError
 from tests.component_table import PRIORS, chain, fresh, guide_for, vae, variants
 
 NUM_DRAWS = 20_000
@@ -80,7 +80,7 @@ def test_priors_given_y(prior):
         input_shape=torch.Size([4]),
         pseudo_input=torch.sigmoid,
         posterior=pair.encode_input,
-        relaxation=pair.posterior.relaxation,
+        relaxation=pair.guide_family.relaxation,
         condition_shape=torch.Size([3]),
     )
     y = torch.randn(5, 3)

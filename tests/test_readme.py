@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pyro_vae import cli
+from pyro_vae.cli.parsing import with_inline_config
+from pyro_vae.cli.train import train_parser
 from pyro_vae.models import ComposedPair
 from tests.component_table import GUIDES, LIKELIHOODS, NETWORKS, OBJECTIVES, PRIORS, leaves
 
@@ -69,7 +70,7 @@ def test_the_commands_options_exist(monkeypatch):
     assert lines
     monkeypatch.chdir(ROOT)
     for line in lines:
-        cli._train_parser().parse_args(cli._with_inline_config(shlex.split(line)[2:]))
+        train_parser().parse_args(with_inline_config(shlex.split(line)[2:]))
 
 
 def test_two_commands_of_one_line_each():

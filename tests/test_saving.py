@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pyro_vae import VAE, Pair, fit, guides, likelihoods, load, log_likelihood, networks, priors, save
-from pyro_vae.checks import InputError
+from pyro_vae.errors import InputError
 from tests.component_table import vae
 
 

@@ -28,11 +28,12 @@ from pyro_vae import (
     reconstruct,
     save,
 )
-from pyro_vae.checks import InputError
+from pyro_vae.errors import InputError
 from pyro_vae.models.semisupervised import SemiSupervisedVAE, classify
 from pyro_vae.objectives import ELBO, EnumeratedELBO
 from pyro_vae.objectives.labels import Classified, LeaveOneOut
-from pyro_vae.saving import build, spec
+from pyro_vae.runs.saving import build
+from pyro_vae.runs.specs import spec
 from tests.component_table import GUIDES, LIKELIHOODS, PRIORS, data_for, fresh, guide_for, prior_for, variants
 from tests.conftest import random_states
 

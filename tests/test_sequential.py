@@ -31,8 +31,9 @@ from pyro_vae import (
     reconstruct,
     save,
 )
-from pyro_vae.checks import InputError
-from pyro_vae.models.sequential import DeepMarkovModel, VariationalRNN, forecast
+from pyro_vae.errors import InputError
+from pyro_vae.models.forecasts import forecast
+from pyro_vae.models.sequential import DeepMarkovModel, VariationalRNN
 from pyro_vae.models.transitions import Gated, LinearGaussian
 from pyro_vae.pair import log_prob, sample_sites
 

@@ -24,10 +24,10 @@ from pyro.infer import (
 )
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam
+from pyro_vae.checks import InputError
 from torch import nn
 from torch.distributions import constraints
 
-from pyro_vae.checks import InputError
 from pyro_vae.svi import SVI, Loss
 
 X = (torch.rand(24, 12, generator=torch.Generator().manual_seed(0)) < 0.4).float()

@@ -34,7 +34,7 @@ from pyro_vae import (
     objectives,
     replay,
 )
-from pyro_vae.checks import InputError
+from pyro_vae.errors import InputError
 from pyro_vae.gradients import Gradients
 from pyro_vae.runs import CHECKPOINT
 from tests.component_table import vae

@@ -18,12 +18,12 @@ from torch.distributions import Normal
 from torch.nn import functional as F
 
 from pyro_vae import data, elbo_terms, encode, fit, generate, likelihoods, load, log_likelihood, reconstruct, save
-from pyro_vae.checks import InputError
 from pyro_vae.cli import main
+from pyro_vae.errors import InputError
 from pyro_vae.models.blocks import Bottleneck
 from pyro_vae.models.very_deep import VeryDeepVAE
 from pyro_vae.pair import log_prob, trace_pair
-from pyro_vae.saving import build
+from pyro_vae.runs.saving import build
 
 DIGITS = {"encoder": "8x1,8d2,4x1,4d4,1x1", "decoder": "1x1,4m1,4x1,8m4"}
 PAPER = {

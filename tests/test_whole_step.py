@@ -4,8 +4,8 @@ import pyro
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-
 from pyro_vae.examples import Examples
+
 from pyro_vae.gradients import Gradients
 from pyro_vae.replay import Replay
 from pyro_vae.whole_step import Tally, WholeStep, can_take

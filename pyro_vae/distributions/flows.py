@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import Transform
 from typing_extensions import Self
 
-from pyro_vae.checks import InputError
+from pyro_vae.errors import InputError
 
 Kind = Literal["coupling", "autoregressive", "spline"]
 

@@ -15,7 +15,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import nn
 from torch.nn import functional as F
 
-from pyro_vae.checks import InputError
+from pyro_vae.errors import InputError
 
 Pick = Callable[[TorchDistribution], torch.Tensor]
 

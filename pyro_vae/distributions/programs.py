@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution, constraints
 from typing_extensions import Self
 
-from pyro_vae.checks import InputError
+from pyro_vae.errors import InputError
 
 
 class Generative(TorchDistribution):

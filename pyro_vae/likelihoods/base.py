@@ -15,8 +15,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import nn
 from torch.nn import functional as F
 
-from pyro_vae.checks import InputError, one_of, positive
 from pyro_vae.component import Component
+from pyro_vae.errors import InputError, one_of, positive
 
 # Keeps a positive mean off zero, where its logarithm and its gradient end; in data units. log(1e-15) is −35 nats.
 MIN_MEAN = 1e-15

@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch.nn import functional as F
 
-from pyro_vae.checks import positive
+from pyro_vae.errors import positive
 from pyro_vae.likelihoods.base import (
     MIN_MEAN,
     Likelihood,

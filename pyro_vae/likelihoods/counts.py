@@ -9,9 +9,9 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch.nn import functional as F
 
-from pyro_vae.checks import positive_int
-from pyro_vae.distributions.discretized import CountVector, ZeroInflated
-from pyro_vae.distributions.discretized import NegativeBinomial as _NegativeBinomial
+from pyro_vae.distributions.counts import CountVector, ZeroInflated
+from pyro_vae.distributions.counts import NegativeBinomial as _NegativeBinomial
+from pyro_vae.errors import positive_int
 from pyro_vae.likelihoods.base import (
     START_MARGIN,
     Likelihood,

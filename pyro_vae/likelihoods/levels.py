@@ -7,10 +7,10 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch.nn import functional as F
 
-from pyro_vae.checks import InputError, positive, positive_int
 from pyro_vae.distributions.discretized import DiscretizedLogistic as _Logistic
 from pyro_vae.distributions.discretized import DiscretizedLogisticMixture as _LogisticMixture
 from pyro_vae.distributions.discretized import level_moments, scaled
+from pyro_vae.errors import InputError, positive, positive_int
 from pyro_vae.likelihoods.base import START_MARGIN, Likelihood, Spread, SpreadArgument, margin_logit, where_mean_is
 
 

@@ -9,8 +9,8 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import nn
 
-from pyro_vae.checks import InputError
 from pyro_vae.distributions.rows import Row
+from pyro_vae.errors import InputError
 from pyro_vae.likelihoods.base import Likelihood
 from pyro_vae.likelihoods.continuous import Normal
 from pyro_vae.likelihoods.counts import Multinomial

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from pyro_vae.checks import InputError, one_of, shape
 from pyro_vae.component import Component
+from pyro_vae.errors import InputError, one_of, shape
+from pyro_vae.guides import Guide
 from pyro_vae.networks import Condition, Labels, Network
 from pyro_vae.networks.base import join
 
 _numbers = itertools.count()
+
+
+def _former_keys(pair: nn.Module, tensors: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Renames, in a state to be loaded, the keys that version 0.1 gave to the guide family."""
+    former = re.compile(rf"({re.escape(prefix)}(?:levels\.\d+\.)?)posterior\.")
+    for key in [key for key in tensors if former.match(key)]:
+        tensors[former.sub(r"\1guide_family.", key, count=1)] = tensors.pop(key)
 
 
 class ComposedPair(nn.Module):
@@ -29,6 +38,7 @@ class ComposedPair(nn.Module):
         super().__init__()
         self.event_shape = shape("event_shape", event_shape)
         self.condition: Condition | None = None
+        self.register_load_state_dict_pre_hook(_former_keys)
         self._rename()
 
     def _rename(self) -> None:
@@ -49,6 +59,11 @@ class ComposedPair(nn.Module):
                 "own instance."
             )
         return component
+
+    @property
+    def posterior(self) -> Guide:
+        """The former name of `guide_family`."""
+        return self.guide_family
 
     # --- y, for pairs of p(x | y) -----------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pyro_vae.checks import InputError
+from pyro_vae.errors import InputError
 
 # A learned map larger than this would hold most of a model's parameters (Child 2020, appendix, on 256 × 256 images).
 BIASED_UP_TO = 64

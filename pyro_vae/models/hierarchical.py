@@ -11,13 +11,13 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from pyro_vae.checks import InputError, one_of, positive_int, widths
+from pyro_vae.errors import InputError, one_of, positive_int, widths
 from pyro_vae.guides import Guide, MeanField
-from pyro_vae.layers import side_by_side
 from pyro_vae.likelihoods import Bernoulli, Likelihood
 from pyro_vae.models.base import ComposedPair
 from pyro_vae.models.vae import prior_for, refuse_strangers
 from pyro_vae.networks import MLP, Condition, Network, as_network
+from pyro_vae.networks.layers import side_by_side
 from pyro_vae.priors import Normal, Prior, StandardNormal, Vamp
 
 
@@ -26,15 +26,15 @@ class Level(nn.Module):
 
     Attributes:
         prior: p(z_t | state), the state being what is handed down; the highest has none.
-        posterior: family of q(z_t | ...).
+        guide_family: family of q(z_t | ...).
         up: from the level below (at the lowest, from x) upwards.
-        merge: from what comes up and the state that comes down to the posterior's params; "top-down" alone has it.
+        merge: from what comes up and the state that comes down to the guide family's params; "top-down" alone has it.
         down: to the level below (at the lowest, to the likelihood's params).
     """
 
-    def __init__(self, prior: Prior, posterior: Guide, up: Network, merge: Network | None, down: Network):
+    def __init__(self, prior: Prior, guide_family: Guide, up: Network, merge: Network | None, down: Network):
         super().__init__()
-        self.prior, self.posterior, self.up, self.merge, self.down = prior, posterior, up, merge, down
+        self.prior, self.guide_family, self.up, self.merge, self.down = prior, guide_family, up, merge, down
 
 
 class HierarchicalVAE(ComposedPair):
@@ -108,15 +108,13 @@ class HierarchicalVAE(ComposedPair):
 
     def _levels(self) -> list[Level]:
         """The levels from the data upwards."""
-        posteriors = self._copies("guide", Guide, MeanField)
-        for posterior in posteriors:
-            if type(posterior).refine is not Guide.refine:
+        families = self._copies("guide", Guide, MeanField)
+        for family in families:
+            if type(family).refine is not Guide.refine:
+                raise InputError(f"guide={family!r} seeks z in the whole joint, which a level can't; use MeanField().")
+            if not family.evaluable:
                 raise InputError(
-                    f"guide={posterior!r} seeks z in the whole joint, which a level can't; use MeanField()."
-                )
-            if not posterior.evaluable:
-                raise InputError(
-                    f"guide={posterior!r} has a density at its own draws alone, which does not do where latents depend on "
+                    f"guide={family!r} has a density at its own draws alone, which does not do where latents depend on "
                     "each other; use guides.InverseAutoregressive() or guides.MeanField()."
                 )
         network = lambda: MLP([self.width], "SiLU", init="glorot")  # noqa: E731
@@ -128,9 +126,9 @@ class HierarchicalVAE(ComposedPair):
             priors = self._copies("prior", Prior, StandardNormal)
         else:
             top = copy.deepcopy(self.place(given or StandardNormal(), Prior, "prior"))
-            lower = [Normal() if posterior.space == "real" else prior_for(posterior) for posterior in posteriors[:-1]]
+            lower = [Normal() if family.space == "real" else prior_for(family) for family in families[:-1]]
             priors = [*lower, top]
-        parts = zip(priors, posteriors, encoders, merges, decoders, strict=True)
+        parts = zip(priors, families, encoders, merges, decoders, strict=True)
         return [self._built(i, Level(*part)) for i, part in enumerate(parts)]
 
     def _copies(self, name: str, kind: type, default: Callable[[], Any]) -> list[Any]:
@@ -145,15 +143,15 @@ class HierarchicalVAE(ComposedPair):
     def _built(self, i: int, level: Level) -> Level:
         """The level at place `i` from the data, built to its sizes."""
         lowest, highest, ladder = i == 0, i == len(self.latent_dims) - 1, self.order == "top-down"
-        refuse_strangers(level.prior, level.posterior)
+        refuse_strangers(level.prior, level.guide_family)
         latent, state = torch.Size([self.latent_dims[i]]), torch.Size([self.width])
-        level.posterior.build(latent_shape=latent)
+        level.guide_family.build(latent_shape=latent)
         below = state if ladder else torch.Size([self.latent_dims[i - 1]])
         reads = self.joined_shape(level.up, self.likelihood.input_shape if lowest else below)
-        level.up.build(in_shape=reads, out_shape=state if ladder else level.posterior.params_shape)
+        level.up.build(in_shape=reads, out_shape=state if ladder else level.guide_family.params_shape)
         if ladder:
             both = torch.Size([2 * self.width])
-            level.merge.build(in_shape=both, out_shape=level.posterior.params_shape)
+            level.merge.build(in_shape=both, out_shape=level.guide_family.params_shape)
         comes = torch.Size([self.width + latent[0]]) if ladder else latent
         reads = self.joined_shape(level.down, comes) if lowest or self.conditional_prior else comes
         looks = {"event_shape": self.event_shape, "input_shape": self.likelihood.input_shape} if lowest else {}
@@ -169,7 +167,7 @@ class HierarchicalVAE(ComposedPair):
             input_shape=self.likelihood.input_shape,
             pseudo_input=self.likelihood.pseudo_input,
             posterior=self._highest_posterior,
-            relaxation=level.posterior.relaxation,
+            relaxation=level.guide_family.relaxation,
             condition_shape=above,
         )
         return level
@@ -212,7 +210,7 @@ class HierarchicalVAE(ComposedPair):
             else:
                 z, shape = self.likelihood.as_input(x), self.likelihood.input_shape
                 for t, level in reversed(list(enumerate(self.levels))):
-                    z = pyro.sample(f"z_{t}", level.posterior(level.up(self.joined(level.up, z, shape, c))))
+                    z = pyro.sample(f"z_{t}", level.guide_family(level.up(self.joined(level.up, z, shape, c))))
                     shape = z.shape[-1:]
 
     def way_up(self, x: torch.Tensor, c: torch.Tensor | None) -> list[torch.Tensor]:
@@ -246,7 +244,7 @@ class HierarchicalVAE(ComposedPair):
         return self.levels[-1].down
 
     def _merged(self, level: Level, h: torch.Tensor, d: torch.Tensor) -> TorchDistribution:
-        return level.posterior(level.merge(side_by_side(h, d)))
+        return level.guide_family(level.merge(side_by_side(h, d)))
 
     def arguments(self) -> dict[str, Any]:
         given = {name: getattr(self, name) for name in ("event_shape", "latent_dims", "order", "width", "likelihood")}

@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 
 from pyro_vae import data
-from pyro_vae.checks import InputError, one_of, positive, positive_int
+from pyro_vae.errors import InputError, one_of, positive, positive_int
 from pyro_vae.guides import Guide, MeanField
 from pyro_vae.likelihoods import Bernoulli, Likelihood
 from pyro_vae.models.base import ComposedPair
@@ -79,25 +79,25 @@ class SemiSupervisedVAE(ComposedPair):
         self.label_weight = positive("label_weight", label_weight)
         likelihood = self.place(likelihood or Bernoulli(), Likelihood, "likelihood")
         prior = self.place(prior or StandardNormal(), Prior, "prior")
-        posterior = self.place(guide or MeanField(), Guide, "guide")
+        family = self.place(guide or MeanField(), Guide, "guide")
         networks = {"encoder": encoder, "decoder": decoder, "classifier": classifier}
         networks = {name: self.place(as_network(part or MLP()), Network, name) for name, part in networks.items()}
         if len({id(part) for part in networks.values()}) < 3:
             raise InputError("encoder, decoder and classifier must be three instances; give each place its own.")
-        self._refuse_unfit(prior, posterior)
-        self._assemble(prior, likelihood, posterior, **networks)
+        self._refuse_unfit(prior, family)
+        self._assemble(prior, likelihood, family, **networks)
 
-    def _refuse_unfit(self, prior: Prior, posterior: Guide) -> None:
-        if not posterior.evaluable or type(posterior).refine is not Guide.refine:
+    def _refuse_unfit(self, prior: Prior, family: Guide) -> None:
+        if not family.evaluable or type(family).refine is not Guide.refine:
             raise InputError(
-                f"guide={posterior!r} seeks z for each x anew, or knows log q at its own draws alone, which can't be had "
+                f"guide={family!r} seeks z for each x anew, or knows log q at its own draws alone, which can't be had "
                 "for each label; use guides.MeanField() or guides.InverseAutoregressive()."
             )
         if isinstance(prior, Vamp):
             raise InputError(
                 f"prior={prior!r} looks through q(z | x), but here it is q(z | x, y); use priors.Mixture()."
             )
-        refuse_strangers(prior, posterior)
+        refuse_strangers(prior, family)
 
     def _assemble(
         self,
@@ -110,7 +110,7 @@ class SemiSupervisedVAE(ComposedPair):
     ) -> None:
         latent, labels = torch.Size([self.latent_dim]), torch.Size([self.num_classes])
         self.likelihood = likelihood.build(event_shape=self.event_shape)
-        self.posterior = guide.build(latent_shape=latent)
+        self.guide_family = guide.build(latent_shape=latent)
         reads = encoder.with_context(likelihood.input_shape, self.num_classes)
         self.encoder = encoder.build(in_shape=reads, out_shape=guide.params_shape)
         self.decoder = decoder.build(
@@ -166,7 +166,7 @@ class SemiSupervisedVAE(ComposedPair):
     def q_z(self, x: torch.Tensor, label: torch.Tensor) -> TorchDistribution:
         """q(z | x, y), batch shape (..., N) for a one-hot label (..., N, C)."""
         inputs = self.joined(self.encoder, self.likelihood.as_input(x), self.likelihood.input_shape, label)
-        return self.posterior(self.encoder(inputs))
+        return self.guide_family(self.encoder(inputs))
 
     def sure(self, logits: torch.Tensor, y: torch.Tensor) -> OneHot:
         """The classes by `logits` (..., C), but the label alone where it is known, (N,)."""
@@ -210,7 +210,7 @@ class SemiSupervisedVAE(ComposedPair):
     def arguments(self) -> dict[str, Any]:
         names = ("event_shape", "latent_dim", "num_classes", "marginalize", "label_weight", "prior", "likelihood")
         parts = {name: getattr(self, name) for name in (*names, "encoder", "decoder", "classifier")}
-        return {**parts, "guide": self.posterior}
+        return {**parts, "guide": self.guide_family}
 
 
 class OneHot(dist.OneHotCategorical):

@@ -8,8 +8,8 @@ from pyro.distributions import TorchDistribution
 from torch import nn
 from torch.nn import functional as F
 
-from pyro_vae.checks import positive_int
 from pyro_vae.component import Component
+from pyro_vae.errors import positive_int
 from pyro_vae.guides import MIN_SCALE
 
 

@@ -11,7 +11,7 @@ import pyro
 import torch
 from pyro.distributions import TorchDistribution
 
-from pyro_vae.checks import InputError, one_of, positive_int
+from pyro_vae.errors import InputError, one_of, positive_int
 from pyro_vae.guides import Guide, MeanField
 from pyro_vae.likelihoods import Bernoulli, Likelihood
 from pyro_vae.models.base import ComposedPair
@@ -57,18 +57,18 @@ class VAE(ComposedPair):
         self.condition_on(condition, conditional_prior)
         self.latent_dim = positive_int("latent_dim", latent_dim)
         likelihood = self.place(likelihood or Bernoulli(), Likelihood, "likelihood")
-        posterior = self.place(guide or MeanField(), Guide, "guide")
+        family = self.place(guide or MeanField(), Guide, "guide")
         prior = self.place(prior or StandardNormal(), Prior, "prior")
         decoder = self.place(as_network(decoder or MLP()), Network, "decoder")
-        if posterior.amortized:
+        if family.amortized:
             encoder = self.place(as_network(encoder or MLP()), Network, "encoder")
         elif encoder is not None:
             raise InputError(
-                f"encoder={encoder!r} has nothing to do: guide={posterior!r} seeks its params for each datum."
+                f"encoder={encoder!r} has nothing to do: guide={family!r} seeks its params for each datum."
             )
         if encoder is decoder:
             raise InputError("encoder and decoder are one instance; give each place its own.")
-        self._assemble(prior, likelihood, posterior, encoder, decoder)
+        self._assemble(prior, likelihood, family, encoder, decoder)
 
     def _assemble(
         self, prior: Prior, likelihood: Likelihood, guide: Guide, encoder: Network | None, decoder: Network
@@ -77,7 +77,7 @@ class VAE(ComposedPair):
         refuse_strangers(prior, guide)
         latent_shape = torch.Size([self.latent_dim])
         self.likelihood = _built(likelihood, event_shape=self.event_shape)
-        self.posterior = _built(guide, latent_shape=latent_shape)
+        self.guide_family = _built(guide, latent_shape=latent_shape)
         self.encoder = None
         if guide.amortized:
             reads = self.joined_shape(encoder, likelihood.input_shape)
@@ -98,7 +98,7 @@ class VAE(ComposedPair):
             input_shape=likelihood.input_shape if self.encoder is None else self.encoder.in_shape,
             pseudo_input=self.pseudo_input,
             posterior=self.encode_input,
-            relaxation=self.posterior.relaxation,
+            relaxation=self.guide_family.relaxation,
             condition_shape=torch.Size([self.condition.num_features]) if self.conditional_prior else None,
         )
 
@@ -127,7 +127,9 @@ class VAE(ComposedPair):
 
     def q_z(self, x: torch.Tensor, y: torch.Tensor | None = None) -> TorchDistribution:
         """q(z | x) or q(z | x, y), batch shape (N,)."""
-        return self.posterior.refine(self.params_of(self.encoder_input(x, y)), functools.partial(self.log_joint, x, y))
+        return self.guide_family.refine(
+            self.params_of(self.encoder_input(x, y)), functools.partial(self.log_joint, x, y)
+        )
 
     def encoder_input(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         """What the encoder reads of x and y."""
@@ -139,11 +141,11 @@ class VAE(ComposedPair):
         if self.encoder is not None:
             return self.encoder(inputs)
         leading = inputs.shape[: inputs.dim() - len(self.likelihood.input_shape)]
-        return inputs.new_zeros(*leading, *self.posterior.params_shape, dtype=self.posterior.zero.dtype)
+        return inputs.new_zeros(*leading, *self.guide_family.params_shape, dtype=self.guide_family.zero.dtype)
 
     def encode_input(self, inputs: torch.Tensor) -> TorchDistribution:
         """q(z | x) as the encoder alone sets it; `inputs` is what it reads of x (and y), shape (..., *its in_shape)."""
-        return self.posterior(self.params_of(inputs))
+        return self.guide_family(self.params_of(inputs))
 
     def pseudo_input(self, free: torch.Tensor) -> torch.Tensor:
         """Real numbers of the shape that the encoder reads, those that stand for x squeezed to where x lies."""
@@ -178,19 +180,19 @@ class VAE(ComposedPair):
         for name, part in parts.items():
             one_of("part", name, kinds)
             parts[name] = self.place(as_network(part) if kinds[name] is Network else part, kinds[name], name)
-        if self.encoder is None and parts.get("guide", self.posterior).amortized:
+        if self.encoder is None and parts.get("guide", self.guide_family).amortized:
             parts.setdefault("encoder", MLP())
         twin = copy.copy(self)
         vars(twin).pop("_replays", None)
         twin._modules = dict(self._modules)
         twin._assemble(
-            **{name: parts.get(name, self._modules["posterior" if name == "guide" else name]) for name in kinds}
+            **{name: parts.get(name, self._modules["guide_family" if name == "guide" else name]) for name in kinds}
         )
         return twin
 
     def arguments(self) -> dict[str, Any]:
         names = ("event_shape", "latent_dim", "prior", "likelihood", "encoder", "decoder")
-        given = {**{name: getattr(self, name) for name in names}, "guide": self.posterior}
+        given = {**{name: getattr(self, name) for name in names}, "guide": self.guide_family}
         return given | self.condition_arguments()
 
 

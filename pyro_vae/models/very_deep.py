@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pyro
 import torch
 
-from pyro_vae.checks import InputError, one_of, positive, positive_int
+from pyro_vae.errors import InputError, one_of, positive, positive_int
 from pyro_vae.likelihoods import Bernoulli, Likelihood
 from pyro_vae.models.base import ComposedPair
 from pyro_vae.models.blocks import BottomUp, Output, Shape, blocks_down, blocks_up, top_down

@@ -12,8 +12,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from pyro_vae.checks import InputError
 from pyro_vae.component import Component
+from pyro_vae.errors import InputError
 
 
 class Network(Component):

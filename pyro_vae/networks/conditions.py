@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pyro_vae.checks import InputError, positive_int, shape
+from pyro_vae.errors import InputError, positive_int, shape
 from pyro_vae.networks.base import Network, as_network
 from pyro_vae.networks.dense import MLP
 

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from pyro_vae.checks import InputError, one_of, positive_int, widths
-from pyro_vae.layers import Norm, Sum, activation_layer, norm_layers, norm_name, share
+from pyro_vae.errors import InputError, one_of, positive_int, widths
 from pyro_vae.networks.base import Network
+from pyro_vae.networks.layers import Norm, Sum, activation_layer, norm_layers, norm_name, share
 
 
 class MLP(Network):

@@ -8,10 +8,19 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from pyro_vae.checks import InputError, positive_int, widths
 from pyro_vae.distributions.images import AutoregressiveImage, GatedStack, ImageLikelihood
-from pyro_vae.layers import Norm, activation_layer, halvings, image_shape, norm_layers, norm_name, odd, residual_block
+from pyro_vae.errors import InputError, positive_int, widths
 from pyro_vae.networks.base import Network, with_planes
+from pyro_vae.networks.layers import (
+    Norm,
+    activation_layer,
+    halvings,
+    image_shape,
+    norm_layers,
+    norm_name,
+    odd,
+    residual_block,
+)
 
 
 class ConvEncoder(Network):

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from pyro import poutine
 
-from pyro_vae.checks import InputError, positive_int
-from pyro_vae.importance import Layout, per_datum
-from pyro_vae.objectives.base import Leaves, Objective, Program, Weights, not_negative, positional
+from pyro_vae.errors import InputError, positive_int
+from pyro_vae.inference.importance import Layout, per_datum
+from pyro_vae.objectives.base import Objective, Program, not_negative, positional
+from pyro_vae.objectives.weights import Leaves, Weights
 from pyro_vae.pair import Batch, sample_sites
 
 

@@ -9,9 +9,10 @@ import torch
 from pyro import poutine
 from torch.distributions import Independent
 
-from pyro_vae.checks import InputError, one_of, positive, positive_int
-from pyro_vae.importance import Sites
-from pyro_vae.objectives.base import Objective, Program, Schedule, Terms, family, masked, not_negative, positional
+from pyro_vae.errors import InputError, one_of, positive, positive_int
+from pyro_vae.inference.importance import Sites
+from pyro_vae.objectives.base import Objective, Program, Schedule, not_negative, positional
+from pyro_vae.objectives.weights import Terms, family, masked
 from pyro_vae.pair import Batch, log_prob, sample_sites
 
 Kernel = Literal["rbf", "imq"]

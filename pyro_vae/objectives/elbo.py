@@ -12,16 +12,16 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 from pyro.poutine.messenger import Messenger
 
-from pyro_vae.checks import InputError, one_of, positive, positive_int
+from pyro_vae.errors import InputError, one_of, positive, positive_int
 from pyro_vae.objectives.base import (
     Handled,
     Objective,
     Program,
     Schedule,
-    family,
     not_negative,
 )
 from pyro_vae.objectives.divergences import FreeBits
+from pyro_vae.objectives.weights import family
 from pyro_vae.pair import Pair, evaluating, kept_random_state, sample_sites
 
 

@@ -8,10 +8,11 @@ import pyro.infer
 import torch
 from pyro import poutine
 
-from pyro_vae.checks import InputError, positive_int
-from pyro_vae.importance import Draws, summed
-from pyro_vae.objectives.base import Objective, Program, not_negative, positional, scale_of, scored
+from pyro_vae.errors import InputError, positive_int
+from pyro_vae.inference.importance import Draws, summed
+from pyro_vae.objectives.base import Objective, Program, not_negative, positional
 from pyro_vae.objectives.elbo import ELBO
+from pyro_vae.objectives.weights import scale_of, scored
 from pyro_vae.pair import Pair, log_prob
 
 

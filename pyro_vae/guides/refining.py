@@ -1,0 +1,144 @@
+"""Guide families that look at the model: Hamiltonian steps, and parameters refined for each datum."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import nn
+
+from pyro_vae.distributions.hamiltonian import Leapt
+from pyro_vae.errors import InputError, positive, positive_int
+from pyro_vae.guides.base import Guide, LogJoint, normal
+from pyro_vae.guides.constrained import RelaxedCategorical
+from pyro_vae.guides.gaussian import MeanField
+from pyro_vae.guides.refinement import refined
+
+
+class Hamiltonian(Guide):
+    """q_0 = N(loc(x), scale(x)²) carried along the posterior by leapfrog steps on log p(x, z), with a momentum as
+    auxiliary variable (Caterini et al. 2018, algorithm 1). Its density is known at its own draws, with the momentum in
+    it, so that weights are unbiased and bounds hold.
+
+    Args:
+        steps: leapfrog steps, each of which takes one gradient of log p(x, z).
+        step_size: where the learned step sizes of the dimensions start, in latent units.
+        temperature: inverse start β_0 of the quadratic tempering; 1 for none. It is learned.
+    """
+
+    evaluable = False
+
+    def __init__(self, steps: int = 3, step_size: float = 0.05, temperature: float = 0.5):
+        super().__init__()
+        self.steps = positive_int("steps", steps)
+        self.step_size = positive("step_size", step_size)
+        self.temperature = positive("temperature", temperature)
+        if self.temperature > 1:
+            raise InputError(f"temperature={temperature!r} must be at most 1, which is no tempering.")
+
+    def setup(self) -> None:
+        self.log_step = nn.Parameter(torch.full((self.size,), math.log(self.step_size)))
+        self.raw_start = nn.Parameter(torch.tensor(self.temperature).clamp(max=0.99).logit())
+
+    @property
+    def params_shape(self) -> torch.Size:
+        return torch.Size([2 * self.size])
+
+    def forward(self, params: torch.Tensor) -> TorchDistribution:
+        return normal(params).to_event(1)
+
+    def refine(self, params: torch.Tensor, log_joint: LogJoint) -> TorchDistribution:
+        return Leapt(self(params), log_joint, self.log_step.exp(), self.raw_start.sigmoid(), self.steps)
+
+
+class Refining(Guide, ABC):
+    """A family whose params are refined for each datum by gradient steps on that datum's own bound."""
+
+    def __init__(self, guide: Guide | None, steps: int, lr: float):
+        super().__init__()
+        self.guide = MeanField() if guide is None else guide
+        if not isinstance(self.guide, Guide) or isinstance(self.guide, (Hamiltonian, Refining)):
+            raise InputError(
+                f"guide={guide!r} must be a family that the encoder alone sets, such as guides.MeanField()."
+            )
+        if isinstance(self.guide, RelaxedCategorical):
+            raise InputError(
+                f"guide={guide!r} draws codes, through which there is no gradient step; take a continuous one."
+            )
+        self.steps = positive_int("steps", steps)
+        self.lr = positive("lr", lr)
+
+    def setup(self) -> None:
+        self.guide.build(latent_shape=self.latent_shape)
+
+    @property
+    def space(self) -> str:
+        return self.guide.space
+
+    @property
+    def evaluable(self) -> bool:
+        return self.guide.evaluable
+
+    def relaxation(self) -> torch.Tensor | None:
+        return self.guide.relaxation()
+
+    @property
+    def params_shape(self) -> torch.Size:
+        return self.guide.params_shape
+
+    def forward(self, params: torch.Tensor) -> TorchDistribution:
+        return self.guide(params)
+
+    @abstractmethod
+    def refine(self, params: torch.Tensor, log_joint: LogJoint) -> TorchDistribution:
+        """q(z | x) at the params that were found."""
+
+
+class SemiAmortized(Refining):
+    """Any family, its params taken from the encoder and bettered by a few gradient steps on log p(x, z) − log q(z | x),
+    through which the encoder is trained (Kim et al. 2018, algorithm 1).
+
+    Args:
+        guide: the family; MeanField() by default.
+        steps: gradient steps per datum, each of which takes one draw.
+        lr: their length.
+    """
+
+    def __init__(self, guide: Guide | None = None, steps: int = 4, lr: float = 0.1):
+        super().__init__(guide, steps, lr)
+
+    def refine(self, params: torch.Tensor, log_joint: LogJoint) -> TorchDistribution:
+        found = refined(self.guide, params, log_joint, self.steps, self.lr, through=torch.is_grad_enabled())
+        return self.guide(found)
+
+
+class PerDatum(Refining):
+    """Params of their own for each datum, sought by Adam on its own bound from one common, learned start: variational
+    inference without amortization (Hoffman et al. 2013, local parameters), to compare encoders with. No encoder is
+    built, and data that training has not seen are treated as those that it has.
+
+    Args:
+        guide: the family; MeanField() by default.
+        steps: of Adam per datum, each of which takes one draw; more bring q nearer to the family's best.
+        lr: Adam's learning rate.
+    """
+
+    amortized = False
+
+    def __init__(self, guide: Guide | None = None, steps: int = 20, lr: float = 0.1):
+        super().__init__(guide, steps, lr)
+
+    def setup(self) -> None:
+        super().setup()
+        self.start = nn.Parameter(torch.zeros(self.guide.params_shape))
+
+    def forward(self, params: torch.Tensor) -> TorchDistribution:
+        return self.guide(params + self.start)
+
+    def refine(self, params: torch.Tensor, log_joint: LogJoint) -> TorchDistribution:
+        start = params + self.start
+        found = refined(self.guide, start.detach(), log_joint, self.steps, self.lr, adam=True)
+        # At the best params the bound's slope in them is zero; the start learns to be near.
+        return self.guide(found + (start - start.detach()))

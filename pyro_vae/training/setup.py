@@ -1,0 +1,128 @@
+"""What is found out before the first step: parameters, followers of the run's progress, and the captured step."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pyro_vae.adam import AdamStep, Guard
+from pyro_vae.errors import InputError
+from pyro_vae.gradients import Gradients
+from pyro_vae.pair import Batch, data_plate, kept_random_state, modules, parameters, trace_pair, unregistered
+from pyro_vae.replay import Graph, Replay
+from pyro_vae.whole_step import Tally, WholeStep
+
+if TYPE_CHECKING:
+    from pyro_vae.training.loop import Trainer
+
+logger = logging.getLogger("pyro_vae")
+
+
+def trained_parameters(pair: Any, first: Batch) -> dict[str, torch.Tensor]:
+    """The pair's parameters by Pyro's names; logs those that Pyro does not know.
+
+    Raises:
+        InputError: if there are none.
+    """
+    moved = parameters(pair, first)
+    if not moved:
+        raise InputError("The pair has no parameters: neither pyro.param nor pyro.module was met in model or guide.")
+    if lost := unregistered(pair, moved):
+        shown = ", ".join(lost[:4]) + (", ..." if len(lost) > 4 else "")
+        logger.warning(
+            "%d parameters are not known to Pyro and stay as they are (%s): call pyro.module.", len(lost), shown
+        )
+    return moved
+
+
+def sized(objective: Any, num_data: int) -> Any:
+    """The objective, told the size of the data set if it wants it; logs if it ends at another weight than 1."""
+    if getattr(objective, "num_data", 0) is None:  # as BetaTC's, which wants the size of the whole set
+        objective = copy.copy(objective)
+        objective.num_data = num_data
+    if getattr(objective, "final_weight", 1.0) != 1.0:
+        logger.warning(
+            "%r ends with weight %g and not 1: what is trained is not the bound.", objective, objective.final_weight
+        )
+    return objective
+
+
+def followers_of(objective: Any, pair: Any) -> list[Any]:
+    """The objective and the modules that are told how much of the run is done."""
+    everything = [objective, *(part for module in modules(pair) for part in module.modules())]
+    return [thing for thing in everything if callable(getattr(thing, "progress", None))]
+
+
+def captured_step(trainer: Trainer, first: Batch) -> tuple[Gradients, Replay]:
+    """(loss, gradients), both per datum, as a function of the batch; and the same captured and replayed."""
+    pair, settings, processes = trainer.pair, trainer.settings, trainer.processes
+    population = _population(pair, first, trainer.device)
+    gradients = Gradients(
+        _loss_and_grads(trainer.objective),
+        pair.model,
+        pair.guide,
+        size=lambda *batch: population or len(batch[0]),
+    )
+    gradients.params = dict(trainer.moved)
+    whole, _rest = divmod(len(trainer.examples), settings.batch_size)
+
+    def calls(*batch: torch.Tensor) -> int:
+        if processes.count > 1:
+            return settings.epochs * max(whole, 1)
+        return settings.epochs * (whole if len(batch[0]) == settings.batch_size else 1)
+
+    def follow(graph: Graph) -> AdamStep:
+        """The optimizer's step, to be compiled with the gradients."""
+        guard = Guard(settings.clip, settings.skip_gradient_above)
+        return AdamStep(graph.captured, graph.params, lambda: trainer.optimizer, guard)
+
+    # A captured graph computes everything once, and so holds what the pair would rather compute again.
+    recomputes = getattr(pair, "recomputes", False)
+    if recomputes and trainer.compile in ("graph", "inductor"):
+        logger.warning("Steps run eagerly: a captured graph would keep the activations that are to be recomputed.")
+    return gradients, Replay(
+        gradients,
+        (pair.model, pair.guide, trainer.objective),
+        compile="eager" if recomputes else trainer.compile,
+        precision=trainer.precision,
+        calls=calls,
+        what="training's step",
+        follow=follow if processes.count == 1 else None,
+    )
+
+
+def whole_step(trainer: Trainer, tally: Tally) -> WholeStep:
+    """A whole step on CUDA, from gathering the batch to the update, as one launch."""
+    return WholeStep(
+        trainer.examples.batch,
+        trainer.step,
+        trainer.moved,
+        trainer.optimizer,
+        trainer.settings.clip,
+        tally,
+        skip_above=trainer.settings.skip_gradient_above,
+        after=trainer.average.update if trainer.average is not None else None,
+    )
+
+
+def _population(pair: Any, batch: Batch, device: torch.device) -> int | None:
+    with kept_random_state(device), torch.no_grad():
+        plate = data_plate(trace_pair(pair, batch)[1], len(batch[0]))
+    return plate.full_size if plate is not None and plate.full_size != len(batch[0]) else None
+
+
+def _loss_and_grads(objective: Any) -> Callable[..., Any]:
+    """The objective's own, or one made of its differentiable loss."""
+    if hasattr(objective, "loss_and_grads"):
+        return objective.loss_and_grads
+
+    def loss_and_grads(model: Any, guide: Any, *batch: torch.Tensor) -> torch.Tensor:
+        loss = objective.differentiable_loss(model, guide, *batch)
+        loss.backward()
+        return loss.detach()
+
+    return loss_and_grads
