@@ -13,14 +13,14 @@ from pyro.infer import Trace_ELBO
 from torch import fx, nn
 
 from pyro_vae import lowering, machine, products
-from pyro_vae.arithmetic import group_logs, vectorise_logs
-from pyro_vae.capture import Captured, CaptureError, aten, capture, is_random
-from pyro_vae.gradients import Gradients
-from pyro_vae.lowering import lower, split_noise
+from pyro_vae.engine.lower.logs import group_logs, vectorise_logs
+from pyro_vae.engine.trace import Captured, CaptureError, aten, capture, is_random
+from pyro_vae.engine.step.gradients import Gradients
+from pyro_vae.engine.lower import lower, split_noise
 from pyro_vae.pair import kept_random_state
-from pyro_vae.products import choose_matrix_library, one_dnn_is_better, round_products
+from pyro_vae.engine.lower.products import choose_matrix_library, one_dnn_is_better, round_products
 from pyro_vae.reach import Watch, modules_of, reachable
-from pyro_vae.recording import Recorded
+from pyro_vae.engine.recording import Recorded
 
 
 def count(captured, *targets):
@@ -167,7 +167,7 @@ def test_what_runs_but_makes_no_graph_is_refused_too(monkeypatch):
 
         return trace
 
-    monkeypatch.setattr("pyro_vae.capture.make_fx", make_fx)
+    monkeypatch.setattr("pyro_vae.engine.trace.make_fx", make_fx)
     with pytest.raises(CaptureError, match="tracing it fails: SyntaxError: from"):
         capture(lambda x: x + 1, torch.ones(2))
 
@@ -298,8 +298,8 @@ def test_what_inductor_has_compiled_is_known_to_later_processes_with_as_many_thr
 import torch
 from torch._dynamo.utils import counters
 from torch._inductor import compile_fx
-from pyro_vae.capture import capture
-from pyro_vae.lowering import lower
+from pyro_vae.engine.trace import capture
+from pyro_vae.engine.lower import lower
 inner = compile_fx.compile_fx_inner
 def of_known_shapes(graph, examples, **settings):
     assert all(type(length) is int for example in examples for length in example.shape)

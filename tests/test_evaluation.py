@@ -20,7 +20,7 @@ from torch import nn
 
 from pyro_vae import VAE, Pair, elbo_terms, generate, likelihoods, log_likelihood, networks
 from pyro_vae.errors import InputError
-from pyro_vae.replay import Replay
+from pyro_vae.engine.replay import Replay
 from tests.component_table import vae
 from tests.conftest import random_states
 
@@ -102,7 +102,7 @@ def test_captured_weights_are_those_of_an_eager_run(compile, max_memory):
 
 def test_long_scoring_is_captured_unasked(linear_gaussian, monkeypatch):
     seen = []
-    monkeypatch.setattr("pyro_vae.replay.Replay._capture", _noting(Replay._capture, seen))
+    monkeypatch.setattr("pyro_vae.engine.replay.Replay._capture", _noting(Replay._capture, seen))
     x = linear_gaussian.data(3).double()
     score = log_likelihood(linear_gaussian.exact_pair(), x, 600, max_memory=3_000)
     torch.testing.assert_close(score.values, linear_gaussian.marginal().log_prob(x), rtol=0, atol=1e-10)
@@ -311,7 +311,7 @@ def test_bad_sample_counts_are_refused(linear_gaussian, num_samples):
 
 def test_a_second_score_uses_what_the_first_captured_and_copies_do_not(monkeypatch):
     seen = []
-    monkeypatch.setattr("pyro_vae.replay.Replay._capture", _noting(Replay._capture, seen))
+    monkeypatch.setattr("pyro_vae.engine.replay.Replay._capture", _noting(Replay._capture, seen))
     torch.manual_seed(0)
     pair, x = vae(), torch.rand(6, 4).round()
     first = log_likelihood(pair, x, 20, compile="graph")

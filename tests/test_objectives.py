@@ -15,7 +15,7 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 from pyro_vae import objectives, priors
-from pyro_vae.capture import capture
+from pyro_vae.engine.trace import capture
 from pyro_vae.errors import InputError
 from pyro_vae.objectives import (
     CIWAE,

@@ -35,7 +35,7 @@ from pyro_vae import (
     replay,
 )
 from pyro_vae.errors import InputError
-from pyro_vae.gradients import Gradients
+from pyro_vae.engine.step.gradients import Gradients
 from pyro_vae.runs import CHECKPOINT
 from tests.component_table import vae
 from tests.conftest import random_states

@@ -74,6 +74,17 @@ def warning_code() -> Any:
     return warn_if_nan.__code__
 
 
+def traced(function: Callable[..., Any], decompositions: Any, inputs: Any) -> torch.fx.GraphModule:
+    """The operations of `function(*inputs)`, whose shapes are noted by one mode; by itself torch makes one for each operation,
+    which takes a third of the time."""
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        return make_fx(function, decomposition_table=decompositions)(*inputs)
+
+
 def untraced() -> Any:
     """A context in which operations run without being recorded."""
     from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing

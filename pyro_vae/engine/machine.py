@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from pyro_vae.files import write_text
 
 
 def remembered(question: str, find_out: Callable[[], bool]) -> bool:
@@ -30,7 +29,7 @@ def remembered(question: str, find_out: Callable[[], bool]) -> bool:
     if key not in known:
         known[key] = find_out()
         with contextlib.suppress(OSError):  # no place to keep it: it is then found out anew by the next process
-            write_text(_file(), json.dumps({**_read(), **known}, indent=0))
+            _write({**_read(), **known})
     return known[key]
 
 
@@ -57,6 +56,13 @@ def _processor() -> str:
 def _file() -> Path:
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "pyro_vae" / "machine.json"
+
+
+def _write(known: dict[str, bool]) -> None:
+    _file().parent.mkdir(parents=True, exist_ok=True)
+    temporary = _file().with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(known, indent=0))
+    os.replace(temporary, _file())
 
 
 def _read() -> dict[str, bool]:

@@ -26,6 +26,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from pyro_vae.engine import compat
 from pyro_vae.engine.graphs import FACTORIES, aten, clean, is_mutable, is_random
 from pyro_vae.engine.values import CaptureError, Guard, Values, users_line
 from pyro_vae.pair import kept_random_state
@@ -108,7 +109,7 @@ def capture(function: Callable[..., Any], *inputs: torch.Tensor) -> Captured:
 
     try:
         with _lock:
-            traced = _make_fx(flat, _annotated())(*inputs)
+            traced = compat.traced(flat, _annotated(), inputs)
     except CaptureError:
         raise
     except Exception as error:  # the user's code may raise anything on what it is given here
@@ -123,12 +124,6 @@ def capture(function: Callable[..., Any], *inputs: torch.Tensor) -> Captured:
     clean(graph)
     spec, fixed, result = seen
     return Captured(graph, held, spec, fixed, traced, lines, result)
-
-
-def _make_fx(function: Callable[..., Any], decompositions: Any) -> Callable[..., fx.GraphModule]:
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    return make_fx(function, decomposition_table=decompositions)
 
 
 @functools.cache
@@ -203,7 +198,7 @@ def _functional(traced: fx.GraphModule, inputs: list[torch.Tensor]) -> fx.GraphM
         return plain
     copies = [t.detach().clone() for t in inputs]  # which the run below may write to
     with kept_random_state(inputs[0].device):
-        return make_fx(torch.func.functionalize(traced, remove="mutations"))(*copies)
+        return compat.traced(torch.func.functionalize(traced, remove="mutations"), None, copies)
 
 
 # Draws into a tensor that was made for them, and the same as functions.

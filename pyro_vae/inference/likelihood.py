@@ -14,14 +14,14 @@ from pyro_vae.errors import InputError, one_of, positive_int
 from pyro_vae.inference.checked import notes_on, scored_data
 from pyro_vae.inference.diagnostics import effective_sample_size, pareto_khat, tail_length
 from pyro_vae.inference.importance import Draws, Layout, bytes_per_draw, find_layout
-from pyro_vae.machine import memory_kept
+from pyro_vae.engine.machine import memory_kept
 from pyro_vae.pair import (
     Batch,
     as_pair,
     evaluating,
     kept_random_state,
 )
-from pyro_vae.replay import COMPILE, Compile, Replay, kept_with
+from pyro_vae.engine.replay import COMPILE, Compile, Replay, kept_with
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class _Weights:
         """(K', N) for each chunk size K'. Run eagerly, the guide runs once for all chunks, else once for each."""
         draws = None
         for size in chunks:
-            if self.replays[size].captures(*batch):
+            if self.replays[size].replays(*batch):
                 yield self.replays[size](*batch)
             else:
                 draws = draws or Draws(self.pair, batch, self.layout)

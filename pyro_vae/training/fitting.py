@@ -14,10 +14,10 @@ from pyro.infer import ELBO, Trace_ELBO
 from pyro_vae import data
 from pyro_vae.data.files import read_tensors
 from pyro_vae.errors import InputError, one_of
-from pyro_vae.machine import memory_kept
+from pyro_vae.engine.machine import memory_kept
 from pyro_vae.pair import as_pair, kept_random_state
-from pyro_vae.products import float32_products
-from pyro_vae.replay import COMPILE, Compile
+from pyro_vae.engine.lower.products import float32_products
+from pyro_vae.engine.replay import COMPILE, Compile
 from pyro_vae.runs.log import CHECKPOINT, RunLog, claim
 from pyro_vae.training.checkpoint import restore
 from pyro_vae.training.loop import Trainer

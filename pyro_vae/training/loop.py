@@ -14,10 +14,12 @@ import torch
 from pyro.infer import ELBO
 
 from pyro_vae import data
-from pyro_vae.gradients import clear, give
+from pyro_vae.engine.replay import Compile
+from pyro_vae.engine.step.gradients import clear, give
+from pyro_vae.engine.step.update import Update
+from pyro_vae.engine.step.whole import Tally, WholeStep, can_take
 from pyro_vae.inference import check_data, elbo_terms
 from pyro_vae.pair import Batch, explained_support_errors, modules, remember
-from pyro_vae.replay import Compile
 from pyro_vae.runs.log import RunLog
 from pyro_vae.runs.weights import load_state, state
 from pyro_vae.training.averaging import Average
@@ -27,7 +29,6 @@ from pyro_vae.training.processes import Processes
 from pyro_vae.training.progress import Progress, bar_over
 from pyro_vae.training.settings import Settings, make_optimizer
 from pyro_vae.training.setup import captured_step, followers_of, sized, trained_parameters, whole_step
-from pyro_vae.whole_step import Tally, WholeStep, can_take
 
 
 @dataclass
@@ -76,6 +77,7 @@ class Trainer:
         self.followers = followers_of(self.objective, self.pair)
         self.gradients, self.step = captured_step(self, first)
         self.optimizer = make_optimizer(optimizer, list(self.moved.values()), self.settings.lr)
+        self.update = Update(self.optimizer, leaves_zeros=False)
         self.base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.average = None if self.settings.ema is None else Average(self.moved, self.settings.ema)
         self.whole: WholeStep | None = None
@@ -210,46 +212,32 @@ class Trainer:
         clear(list(self.moved.values()))
         try:
             with explained_support_errors():
-                loss, gradients, norm = self.step.step(*batch)
+                loss, gradients = self.step(*batch)
         except ValueError as error:  # Pyro's validation, on in the first step, met a number that is not finite
             torch.set_rng_state(before)
             if (reason := explain(self.pair, index, batch, self.moved)) is None:
                 raise
             raise TrainingDiverged(f"Epoch {epoch}: {reason}") from error
-        if gradients is not None:
-            if self.processes.count > 1:
-                gradients = self.processes.averaged(gradients, weight)
-            norm = torch.nn.utils.get_total_norm(list(gradients.values()))
-            give(self.moved, gradients)
+        if self.processes.count > 1:
+            gradients = self.processes.averaged(gradients, weight)
+        norm = torch.nn.utils.get_total_norm(list(gradients.values()))
         if (bound := self.settings.skip_gradient_above) is not None and not norm.item() <= bound:
             self.skipped += 1
             return torch.as_tensor(loss), norm
         if not math.isfinite(float(loss) + norm.item()):
             torch.set_rng_state(before)
-            self._refuse_nonfinite(index, batch, loss, norm, gradients is None, epoch)
-        if gradients is not None:
-            if self.settings.clip is not None:
-                torch.nn.utils.clip_grads_with_norm_(list(self.moved.values()), self.settings.clip, norm)
-            self.optimizer.step()
+            give(self.moved, gradients)
+            reason = explain(self.pair, index, batch, self.moved)
+            raise TrainingDiverged(
+                f"Epoch {epoch}: the loss is {float(loss)}, the gradient's norm {norm.item()}. {reason}"
+            )
+        if self.settings.clip is not None:
+            factor = (self.settings.clip / (norm + 1e-6)).clamp(max=1.0)
+            gradients = {name: gradient * factor for name, gradient in gradients.items()}
+        self.update(self.moved, gradients)
         if self.average is not None:
             self.average.update()
         return torch.as_tensor(loss), norm
-
-    def _refuse_nonfinite(
-        self, index: torch.Tensor, batch: Batch, loss: Any, norm: torch.Tensor, applied: bool, epoch: int
-    ) -> None:
-        """Raises TrainingDiverged, naming where a number stopped being finite.
-
-        Args:
-            applied: whether the gradients went into the update without being handed back, and are to be computed again.
-        """
-        if applied:
-            before = torch.get_rng_state()
-            with pyro.validation_enabled(False):
-                give(self.moved, self.gradients(*batch)[1])
-            torch.set_rng_state(before)
-        reason = explain(self.pair, index, batch, self.moved)
-        raise TrainingDiverged(f"Epoch {epoch}: the loss is {float(loss)}, the gradient's norm {norm.item()}. {reason}")
 
     def _order(self, epoch: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.order_seed * 1_000_003 + epoch)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyro_vae.adam import AdamStep, Guard
+from pyro_vae.engine.replay import Replay
+from pyro_vae.engine.step.gradients import Gradients
+from pyro_vae.engine.step.whole import Tally, WholeStep
 from pyro_vae.errors import InputError
-from pyro_vae.gradients import Gradients
 from pyro_vae.pair import Batch, data_plate, kept_random_state, modules, parameters, trace_pair, unregistered
-from pyro_vae.replay import Graph, Replay
-from pyro_vae.whole_step import Tally, WholeStep
 
 if TYPE_CHECKING:
     from pyro_vae.training.loop import Trainer
@@ -61,11 +60,9 @@ def captured_step(trainer: Trainer, first: Batch) -> tuple[Gradients, Replay]:
     """(loss, gradients), both per datum, as a function of the batch; and the same captured and replayed."""
     pair, settings, processes = trainer.pair, trainer.settings, trainer.processes
     population = _population(pair, first, trainer.device)
+    loss_and_grads = _loss_and_grads(trainer.objective)
     gradients = Gradients(
-        _loss_and_grads(trainer.objective),
-        pair.model,
-        pair.guide,
-        size=lambda *batch: population or len(batch[0]),
+        lambda: (pair.model, pair.guide, loss_and_grads), size=lambda *batch: population or len(batch[0])
     )
     gradients.params = dict(trainer.moved)
     whole, _rest = divmod(len(trainer.examples), settings.batch_size)
@@ -74,11 +71,6 @@ def captured_step(trainer: Trainer, first: Batch) -> tuple[Gradients, Replay]:
         if processes.count > 1:
             return settings.epochs * max(whole, 1)
         return settings.epochs * (whole if len(batch[0]) == settings.batch_size else 1)
-
-    def follow(graph: Graph) -> AdamStep:
-        """The optimizer's step, to be compiled with the gradients."""
-        guard = Guard(settings.clip, settings.skip_gradient_above)
-        return AdamStep(graph.captured, graph.params, lambda: trainer.optimizer, guard)
 
     # A captured graph computes everything once, and so holds what the pair would rather compute again.
     recomputes = getattr(pair, "recomputes", False)
@@ -91,7 +83,6 @@ def captured_step(trainer: Trainer, first: Batch) -> tuple[Gradients, Replay]:
         precision=trainer.precision,
         calls=calls,
         what="training's step",
-        follow=follow if processes.count == 1 else None,
     )
 
 

@@ -6,10 +6,10 @@ import torch
 from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
 
-from pyro_vae.checks import InputError
+from pyro_vae.errors import InputError
 from pyro_vae.engine import compat
 from pyro_vae.engine.step.fused import FusedAdam, same_objects
-from pyro_vae.engine.step.gradients import give
+from pyro_vae.engine.step.gradients import clear, give
 
 
 class Update:
@@ -17,15 +17,16 @@ class Update:
 
     Args:
         optim: an optimizer of Pyro's or torch's.
+        leaves_zeros: whether zeros are left in `.grad`, as Pyro does, or nothing.
     """
 
-    def __init__(self, optim: PyroOptim | torch.optim.Optimizer):
-        self.optim = optim
+    def __init__(self, optim: PyroOptim | torch.optim.Optimizer, leaves_zeros: bool = True):
+        self.optim, self.leaves_zeros = optim, leaves_zeros
         self._fused: FusedAdam | None = None
         self._zeros: list[tuple[torch.Tensor | None, int]] = []  # the gradients left behind by the last step, all zero
 
     def __call__(self, params: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]) -> None:
-        """Moves the parameters; what their `.grad` holds from elsewhere is added, and zeros are left there, as Pyro does."""
+        """Moves the parameters; what their `.grad` holds from elsewhere is added."""
         tensors = list({id(tensor): tensor for tensor in params.values()}.values())
         if self._fuse(tensors, params, gradients):
             return
@@ -35,24 +36,32 @@ class Update:
             self.optim.step()
         else:
             self.optim(tensors)
+        if not self.leaves_zeros:
+            clear(tensors)
+            return
         zero_grads(tensors)
         self._zeros = [(tensor.grad, -1 if tensor.grad is None else tensor.grad._version) for tensor in tensors]
 
     def _fuse(
         self, tensors: list[torch.Tensor], params: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]
     ) -> bool:
-        if len(gradients) != len(tensors) or len(self._zeros) != len(tensors):
-            return False
-        now = [tensor.grad for tensor in tensors]
-        if None in now or not same_objects(now, [zeros for zeros, _ in self._zeros]):
-            return False
-        if [gradient._version for gradient in now] != [version for _, version in self._zeros]:
+        if len(gradients) != len(tensors) or not self._nothing_left_behind([tensor.grad for tensor in tensors]):
             return False
         moved = [params[name] for name in gradients]
         if self._fused is None or not same_objects(self._fused.params, moved):
             self._fused = FusedAdam(moved)
         with compat.Unrecorded():
             return self._fused.take(self.optim, list(gradients.values()))
+
+    def _nothing_left_behind(self, now: list[torch.Tensor | None]) -> bool:
+        """Whether no other loss has left gradients in `.grad`."""
+        if not self.leaves_zeros:
+            return all(gradient is None for gradient in now)
+        if len(now) != len(self._zeros) or not same_objects(now, [zeros for zeros, _ in self._zeros]):
+            return False
+        if any(gradient is None for gradient in now):
+            return False  # the optimizer leaves zeros there first
+        return [gradient._version for gradient in now if gradient is not None] == [v for _, v in self._zeros]
 
     def _check_known(self, params: dict[str, torch.Tensor]) -> None:
         known = {id(tensor) for group in self.optim.param_groups for tensor in group["params"]}

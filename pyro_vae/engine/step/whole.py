@@ -6,12 +6,14 @@ the host within an epoch: losses add up on the device, and a step that is not fi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
 
-from pyro_vae.engine.step.gradients import clear, give
 from pyro_vae.engine.recording import Recorded
+from pyro_vae.engine.replay import Graph, Replay
+from pyro_vae.engine.step.gradients import clear, give
 
 
 class Tally:
@@ -69,7 +71,7 @@ class WholeStep:
 
     Args:
         batch: of positions (B,) on the device, to the batch's tensors there.
-        losses: of the batch's tensors, to the loss and the gradients by name, without reading numbers in between.
+        losses: of the batch's tensors, to the loss and the gradients by name.
         params: the parameters by name.
         optimizer: a fused optimizer of torch, which leaves parameters alone while its `found_inf` is 1.
         clip: largest norm of the gradient, if any.
@@ -81,7 +83,7 @@ class WholeStep:
     def __init__(
         self,
         batch: Callable[[torch.Tensor], Sequence[torch.Tensor]],
-        losses: Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]],
+        losses: Replay,
         params: dict[str, torch.Tensor],
         optimizer: torch.optim.Optimizer,
         clip: float | None,
@@ -92,15 +94,32 @@ class WholeStep:
         self.batch, self.losses, self.params = batch, losses, params
         self.optimizer, self.clip, self.tally = optimizer, clip, tally
         self.skip_above, self.after = skip_above, after
-        self.recorded = Recorded(self.run)
+        self._example: Sequence[torch.Tensor] | None = None
+        self._recorded: dict[int, Recorded] = {}
 
     def __call__(self, index: torch.Tensor) -> None:
-        """Takes the step for the data at `index`, always as many, on a GPU in one launch."""
-        self.recorded(index)
+        """Takes the step for the data at `index`, always as many, on a GPU in one launch.
 
-    def run(self, index: torch.Tensor) -> None:
-        """The step itself, operation by operation."""
-        loss, gradients = self.losses(*self.batch(index))
+        A launch belongs to a graph: where what the programs reach has changed, the graph is another one, or there is none.
+        """
+        if self._example is None:
+            self._example = self.batch(index)
+        graph = self.losses.current(*self._example)
+        if graph is None:
+            self.run(index)
+            return
+        if id(graph) not in self._recorded:
+            self._recorded[id(graph)] = Recorded(functools.partial(self.run, graph=graph))
+        self._recorded[id(graph)](index)
+
+    def run(self, index: torch.Tensor, graph: Graph | None = None) -> None:
+        """The step itself, operation by operation; with a graph nothing is read back."""
+        batch = self.batch(index)
+        if graph is None:
+            loss, gradients = self.losses(*batch)
+        else:
+            with torch.no_grad():
+                loss, gradients = graph.captured.nested(graph.run(*batch))
         loss = torch.as_tensor(loss, device=index.device)
         with torch.no_grad():
             norm = torch.nn.utils.get_total_norm(list(gradients.values()))
