@@ -1,0 +1,17 @@
+"""The purity zoo: programs that change what they depend on, each with the outcome that is promised."""
+
+from importlib import import_module
+
+from tests.engine.zoo.program import ENTRIES, Entry, Program
+
+SUBJECTS = (
+    "plain",
+    "containers",
+    "tensors",
+    "attributes",
+    "modules",
+)
+for _subject in SUBJECTS:
+    import_module(f"{__name__}.{_subject}")
+
+__all__ = ["ENTRIES", "SUBJECTS", "Entry", "Program"]
