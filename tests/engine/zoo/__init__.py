@@ -10,6 +10,11 @@ SUBJECTS = (
     "tensors",
     "attributes",
     "modules",
+    "functions",
+    "arguments",
+    "tensor_arguments",
+    "control_flow",
+    "structure",
 )
 for _subject in SUBJECTS:
     import_module(f"{__name__}.{_subject}")
