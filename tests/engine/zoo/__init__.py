@@ -15,6 +15,8 @@ SUBJECTS = (
     "tensor_arguments",
     "control_flow",
     "structure",
+    "randomness",
+    "side_effects",
 )
 for _subject in SUBJECTS:
     import_module(f"{__name__}.{_subject}")
