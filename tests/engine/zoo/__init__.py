@@ -17,6 +17,8 @@ SUBJECTS = (
     "structure",
     "randomness",
     "side_effects",
+    "records",
+    "outside_world",
 )
 for _subject in SUBJECTS:
     import_module(f"{__name__}.{_subject}")
