@@ -19,6 +19,8 @@ SUBJECTS = (
     "side_effects",
     "records",
     "outside_world",
+    "parameters",
+    "hooks",
 )
 for _subject in SUBJECTS:
     import_module(f"{__name__}.{_subject}")
