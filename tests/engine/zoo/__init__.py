@@ -21,6 +21,10 @@ SUBJECTS = (
     "outside_world",
     "parameters",
     "hooks",
+    "optimizers",
+    "losses",
+    "svi_uses",
+    "loaded_libraries",
 )
 for _subject in SUBJECTS:
     import_module(f"{__name__}.{_subject}")
