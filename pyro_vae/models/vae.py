@@ -186,6 +186,8 @@ class VAE(ComposedPair):
         twin._assemble(
             **{name: parts.get(name, self._modules["posterior" if name == "guide" else name]) for name in kinds}
         )
+        for part in parts.values():
+            part.to(self.likelihood.zero)  # to the dtype and device of this VAE
         return twin
 
     def arguments(self) -> dict[str, Any]:
