@@ -303,7 +303,7 @@ def elbo_terms(
                     all_per_datum &= per_datum
                     if per_datum:
                         rows = rows + (-term if latent else term).double() / num_samples
-            values.append(rows if isinstance(rows, torch.Tensor) else torch.zeros(len(batch[0])))
+            values.append(rows if isinstance(rows, torch.Tensor) else batch[0].new_zeros(len(batch[0])))
         notes = _notes(pair, batch)
     kl = sum(value for name, value in totals.items() if is_latent[name])
     reconstruction = sum(value for name, value in totals.items() if not is_latent[name])
@@ -343,7 +343,8 @@ def _summed(term: torch.Tensor, plate: Any, num_rows: int, stray: bool, populati
 
 def _scored(pair: Any, x: Any, binarize: str | None, seed: int) -> Any:
     """The data to score, on the pair's device, checked; a binarisation is drawn once, under `seed`."""
-    device = device_of(pair, x.device if isinstance(x, torch.Tensor) else "cpu")
+    first = x[0] if isinstance(x, (tuple, list)) and x else x
+    device = device_of(pair, first.device if isinstance(first, torch.Tensor) else "cpu")
     examples = data.as_examples(x, binarize="static" if binarize == "dynamic" else binarize, seed=seed, device=device)
     check_data(pair, examples)
     return examples
