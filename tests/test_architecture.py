@@ -31,7 +31,7 @@ LAYERS = {
     "components": ("priors", "guides", "likelihoods", "networks", "distributions", "pair", "component", "errors"),
 }  # fmt: skip
 # Imports that go up, each until it is moved.
-UPWARD = {("machine", "files"), ("pair", "reach")}
+UPWARD = {("machine", "files"), ("pair.programs", "reach")}
 
 
 def modules() -> dict[str, Path]:

@@ -36,8 +36,10 @@ def sample(arguments: list[str]) -> None:
 
 def _labels_in_turn(pair: Any, config: Any) -> Any:
     """y of each sample, or None for a pair that needs none."""
-    needed = getattr(pair, "num_conditions", 0)
-    if not getattr(pair, "takes_labels", False):
+    from pyro_vae.pair.hooks import num_conditions, takes_labels
+
+    needed = num_conditions(pair)
+    if not takes_labels(pair):
         if config.labels is not None:
             raise CommandError(f"--labels: {config.run} is no model of x and a label.")
         if needed:

@@ -15,6 +15,7 @@ from pyro_vae.cli.scores import score_and_show
 from pyro_vae.errors import positive_int, whole_seed
 from pyro_vae.models import ComposedPair
 from pyro_vae.objectives import Objective
+from pyro_vae.pair.hooks import StartsAtMean
 from pyro_vae.runs.log import claim
 from pyro_vae.runs.specs import build
 from pyro_vae.training import fit
@@ -35,7 +36,7 @@ def train(arguments: list[str]) -> None:
     pair, objective = _built(config, splits)
     splits = labelled(splits, pair, config.labels)
     binarize = binarisation(config.binarize, pair, splits.train)
-    if hasattr(pair, "start_at"):
+    if isinstance(pair, StartsAtMean):
         pair.start_at(mean(splits.train, pair))
     kept = _kept(config, binarize)
     print(

@@ -15,6 +15,7 @@ from pyro_vae.pair import (
     trace_pair,
     unsupported,
 )
+from pyro_vae.pair.hooks import check_batch
 
 
 def scored_data(pair: Any, x: Any, binarize: str | None, seed: int) -> Any:
@@ -34,11 +35,9 @@ def check_data(pair: Any, examples: Any) -> None:
     if not isinstance(examples, data.Examples):
         return  # a stream is checked batch by batch as it is read
     examples.check_finite(getattr(getattr(pair, "likelihood", None), "missing_allowed", False))
-    check = getattr(pair, "check", None)
     with kept_random_state(examples.device):
         for _, batch in examples.batches(8192):
-            if check is not None:
-                check(*batch)
+            check_batch(pair, *batch)
             remember(pair, batch)
 
 

@@ -25,6 +25,7 @@ from pyro_vae.pair import (
     sample_sites,
     trace_pair,
 )
+from pyro_vae.pair.hooks import JoinsOutputs, check_conditions
 
 Output = Literal["sample", "mean"]
 
@@ -58,7 +59,7 @@ def generate(
     one_of("output", output, ["sample", "mean"])
     tempered = Tempered(temperature)
     batch = blank_batch(pair, num_samples, like, condition)
-    _check_condition(pair, batch)
+    check_conditions(pair, *batch[1:])
     with evaluating(pair), _random_state(batch[0].device, seed), tempered:
         observed = _regenerate(pair, batch)
     return _shaped(pair, {name: _output(site, output) for name, site in observed.items()}, batch)
@@ -95,7 +96,7 @@ def reconstruct(
         positive_int("keep", keep)
     tempered = Tempered(temperature)
     batch = _to_device(pair, as_batch(x))
-    _check_condition(pair, batch)
+    check_conditions(pair, *batch[1:])
     remember(pair, batch)
     with evaluating(pair), _random_state(batch[0].device, seed):
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
@@ -126,7 +127,7 @@ def encode(pair: Any, x: Any, *, batch_size: int = 8192) -> TorchDistribution | 
     batch = _to_device(pair, as_batch(x))
     if not len(batch[0]):
         raise InputError("x is empty: there is nothing to encode.")
-    _check_condition(pair, batch)
+    check_conditions(pair, *batch[1:])
     remember(pair, batch)
     with evaluating(pair):
         few = tuple(t[:3] for t in batch)
@@ -229,11 +230,6 @@ def _to_device(pair: Any, batch: Batch) -> Batch:
     return tuple(t.to(device) for t in batch)
 
 
-def _check_condition(pair: Any, batch: Batch) -> None:
-    if hasattr(pair, "check_condition"):
-        pair.check_condition(*batch[1:])
-
-
 def _regenerate(pair: Any, batch: Batch, guide_trace: poutine.Trace | None = None) -> dict[str, dict[str, Any]]:
     """The observed sites of the model with their observations removed, at the guide's latents if given."""
     model = poutine.uncondition(pair.model)
@@ -270,6 +266,6 @@ def _first(keep: int, guide_trace: poutine.Trace, model_trace: poutine.Trace) ->
 
 def _shaped(pair: Any, outputs: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor | dict[str, torch.Tensor]:
     if len(outputs) > 1:
-        return pair.joined_outputs(outputs, *batch) if hasattr(pair, "joined_outputs") else outputs
+        return pair.joined_outputs(outputs, *batch) if isinstance(pair, JoinsOutputs) else outputs
     (only,) = outputs.values()
     return only.reshape(batch[0].shape) if only.numel() == batch[0].numel() else only

@@ -11,6 +11,7 @@ from pyro.poutine.messenger import Messenger
 
 from pyro_vae.errors import check_lengths, positive_int
 from pyro_vae.pair import as_pair, device_of, evaluating, kept_random_state, sample_sites
+from pyro_vae.pair.hooks import check_batch
 
 
 def forecast(
@@ -43,8 +44,7 @@ def forecast(
     x = x.to(device_of(pair, x.device))
     lengths = x.new_full(x.shape[:1], x.shape[1], dtype=torch.long) if lengths is None else lengths.to(x.device).long()
     check_lengths(lengths, *x.shape[:2])
-    if hasattr(pair, "check"):
-        pair.check(x, lengths)
+    check_batch(pair, x, lengths)
     many, ends = x.repeat(num_samples, *(1,) * (x.dim() - 1)), lengths.repeat(num_samples)
     longer = torch.cat([many, torch.zeros_like(many[:, :1]).repeat_interleave(steps, 1)], dim=1)
     state = contextlib.nullcontext() if seed is None else kept_random_state(x.device, seed)

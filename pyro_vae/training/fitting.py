@@ -16,6 +16,7 @@ from pyro_vae.data.files import read_tensors
 from pyro_vae.errors import InputError, one_of
 from pyro_vae.machine import memory_kept
 from pyro_vae.pair import as_pair, kept_random_state
+from pyro_vae.pair.hooks import HasDefaultObjective, offers
 from pyro_vae.products import float32_products
 from pyro_vae.replay import COMPILE, Compile
 from pyro_vae.runs.log import CHECKPOINT, RunLog, claim
@@ -125,7 +126,7 @@ def fit(
     folder = claim(out, resume)
     training, validation = _sets(x, validation, binarize, seed)
     pair = as_pair(pair)
-    objective = objective or getattr(pair, "default_objective", Trace_ELBO)()
+    objective = objective or _objective_of(pair)
     trainer = Trainer(pair, settings, objective, device, compile, precision)
     with kept_random_state(trainer.device):
         trainer.prepare(training, validation, optimizer, binarize)
@@ -147,6 +148,10 @@ def fit(
         str(trainer.device),
         trainer.step.how,
     )
+
+
+def _objective_of(pair: Any) -> ELBO:
+    return pair.default_objective() if offers(pair, HasDefaultObjective, "default_objective") else Trace_ELBO()
 
 
 def _sets(x: Any, validation: Any, binarize: str | None, seed: int | None) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ from pyro_vae import data
 from pyro_vae.gradients import clear, give
 from pyro_vae.inference import check_data, elbo_terms
 from pyro_vae.pair import Batch, explained_support_errors, modules, remember
+from pyro_vae.pair.hooks import check_batch
 from pyro_vae.replay import Compile
 from pyro_vae.runs.log import RunLog
 from pyro_vae.runs.weights import load_state, state
@@ -64,7 +65,7 @@ class Trainer:
         seed = self.settings.seed or 0
         self.examples = self._checked(x, binarize, seed)
         # Data that are held were looked at above; those that stream past are looked at on their first pass.
-        self.check = None if isinstance(self.examples, data.Examples) else getattr(self.pair, "check", None)
+        self.unchecked = not isinstance(self.examples, data.Examples)
         frozen = "static" if binarize == "dynamic" else binarize
         self.validation = None if validation is None else self._checked(validation, frozen, seed)
         self.settings.num_data = len(self.examples)
@@ -142,8 +143,8 @@ class Trainer:
         shares = self.processes.shares(self.examples, order, self.settings.batch_size)
         for step, (index, batch, weight) in enumerate(shares):
             self._progress((epoch - 1 + seen / len(self.examples)) / self.settings.epochs)
-            if epoch == 1 and self.check is not None:
-                self.check(*batch)
+            if epoch == 1 and self.unchecked:
+                check_batch(self.pair, *batch)
             # The first step is validated if the user has not switched that off; later ones save its time.
             with contextlib.nullcontext() if epoch == 1 and step == 0 else pyro.validation_enabled(False):
                 loss, norm = self._step(index, batch, weight, epoch)

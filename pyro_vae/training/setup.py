@@ -13,6 +13,7 @@ from pyro_vae.adam import AdamStep, Guard
 from pyro_vae.errors import InputError
 from pyro_vae.gradients import Gradients
 from pyro_vae.pair import Batch, data_plate, kept_random_state, modules, parameters, trace_pair, unregistered
+from pyro_vae.pair.hooks import FollowsProgress, WantsNumData, final_weight, offers, recomputes
 from pyro_vae.replay import Graph, Replay
 from pyro_vae.whole_step import Tally, WholeStep
 
@@ -41,20 +42,18 @@ def trained_parameters(pair: Any, first: Batch) -> dict[str, torch.Tensor]:
 
 def sized(objective: Any, num_data: int) -> Any:
     """The objective, told the size of the data set if it wants it; logs if it ends at another weight than 1."""
-    if getattr(objective, "num_data", 0) is None:  # as BetaTC's, which wants the size of the whole set
+    if isinstance(objective, WantsNumData) and objective.num_data is None:
         objective = copy.copy(objective)
         objective.num_data = num_data
-    if getattr(objective, "final_weight", 1.0) != 1.0:
-        logger.warning(
-            "%r ends with weight %g and not 1: what is trained is not the bound.", objective, objective.final_weight
-        )
+    if (weight := final_weight(objective)) != 1.0:
+        logger.warning("%r ends with weight %g and not 1: what is trained is not the bound.", objective, weight)
     return objective
 
 
-def followers_of(objective: Any, pair: Any) -> list[Any]:
+def followers_of(objective: Any, pair: Any) -> list[FollowsProgress]:
     """The objective and the modules that are told how much of the run is done."""
     everything = [objective, *(part for module in modules(pair) for part in module.modules())]
-    return [thing for thing in everything if callable(getattr(thing, "progress", None))]
+    return [thing for thing in everything if offers(thing, FollowsProgress, "progress")]
 
 
 def captured_step(trainer: Trainer, first: Batch) -> tuple[Gradients, Replay]:
@@ -81,13 +80,13 @@ def captured_step(trainer: Trainer, first: Batch) -> tuple[Gradients, Replay]:
         return AdamStep(graph.captured, graph.params, lambda: trainer.optimizer, guard)
 
     # A captured graph computes everything once, and so holds what the pair would rather compute again.
-    recomputes = getattr(pair, "recomputes", False)
-    if recomputes and trainer.compile in ("graph", "inductor"):
+    again = recomputes(pair)
+    if again and trainer.compile in ("graph", "inductor"):
         logger.warning("Steps run eagerly: a captured graph would keep the activations that are to be recomputed.")
     return gradients, Replay(
         gradients,
         (pair.model, pair.guide, trainer.objective),
-        compile="eager" if recomputes else trainer.compile,
+        compile="eager" if again else trainer.compile,
         precision=trainer.precision,
         calls=calls,
         what="training's step",

@@ -19,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 
 from pyro_vae.errors import InputError
+from pyro_vae.pair.hooks import KnowsItsData, num_conditions
 from pyro_vae.reach import modules_of
 
 Batch = tuple[torch.Tensor, ...]
@@ -317,8 +318,8 @@ def blank_batch(pair: ModelAndGuide, size: int, like: Any = None, condition: Any
     """
     if like is not None:
         shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in as_batch(like))
-    elif hasattr(pair, "event_shape"):
-        further = ((torch.Size([]), torch.long),) * getattr(pair, "num_conditions", 0)
+    elif isinstance(pair, KnowsItsData):
+        further = ((torch.Size([]), torch.long),) * num_conditions(pair)
         shapes = ((torch.Size(pair.event_shape), torch.get_default_dtype()), *further)
     elif pair in _met:
         shapes = _met[pair]
