@@ -179,9 +179,13 @@ def summed(term: torch.Tensor, layout: Layout, num_samples: int, num_data: int, 
     if fold:
         term = unfold(term, layout, 0, num_samples)
     term = term.expand(torch.broadcast_shapes(term.shape, (1,) * -layout.particle_dim))
-    keep = {term.dim() + layout.particle_dim, term.dim() + layout.plate.dim}
-    inner = [d for d in range(term.dim()) if d not in keep]
-    return (term.sum(inner) if inner else term).expand(num_samples, num_data)
+    return summed_but(term, layout.particle_dim, layout.plate.dim).expand(num_samples, num_data)
+
+
+def summed_but(term: torch.Tensor, *kept: int) -> torch.Tensor:
+    """The sum over all dimensions but those kept, counted from the right."""
+    inner = [d for d in range(-term.dim(), 0) if d not in kept]
+    return term.sum(inner) if inner else term
 
 
 def _fold(value: torch.Tensor, layout: Layout, event_dim: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from pyro_vae.errors import positive_int
 from pyro_vae.inference.checked import notes_on, scored_data
+from pyro_vae.inference.importance import summed_but
 from pyro_vae.pair import (
     Batch,
     as_pair,
@@ -138,5 +139,4 @@ def _summed(term: torch.Tensor, plate: Any, num_rows: int, stray: bool, populati
     if stray:
         return term.sum() / population
     term = term.expand(torch.broadcast_shapes(term.shape, (num_rows, *(1,) * (-plate.dim - 1))))
-    inner = [d for d in range(term.dim()) if d != term.dim() + plate.dim]
-    return term.sum(inner) if inner else term
+    return summed_but(term, plate.dim)
