@@ -54,6 +54,7 @@ class Component(Declared, nn.Module):
 
     sizes: ClassVar[tuple[str, ...]] = ()
     built: bool = False
+    zero: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()  # without this, a subclass that takes no argument would seem to take nn.Module's

@@ -47,7 +47,8 @@ def mean(examples: Any, pair: Any) -> Any:
     """The mean of x over up to 16,384 data, missing values and what is beyond a sequence's end left out."""
     rows = []
     for _, (x, *further) in examples.batches(1024):
-        rows.append(pair.ended(x, *further, beyond=torch.nan) if further and isinstance(pair, EndsSequences) else x)
+        padded = bool(further) and isinstance(pair, EndsSequences)
+        rows.append(pair.ended(x, *further, beyond=torch.nan) if padded else x)
         if len(rows) == 16:
             break
     return torch.cat(rows).nanmean(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pyro_vae.cli.parsing import CommandError, parser_of
 from pyro_vae.cli.run_options import add_run_options, loaded
@@ -28,8 +28,9 @@ def sample(arguments: list[str]) -> None:
     target = Path(config.out) if config.out else Path(config.run) / "samples.png"
     one_of("the ending of --out", target.suffix, [".png", ".npy", ".pt"])
     pair = loaded(config)
-    output, y = "mean" if config.mean else "sample", _labels_in_turn(pair, config)
-    drawn = generate(pair, config.num_samples, output=output, condition=y, seed=config.seed)
+    output: Literal["mean", "sample"] = "mean" if config.mean else "sample"
+    y = _labels_in_turn(pair, config)
+    drawn: Any = generate(pair, config.num_samples, output=output, condition=y, seed=config.seed)
     _write_samples(drawn.cpu(), target)
     print(f"{config.num_samples} samples of shape {tuple(drawn.shape[1:])}: {target}")
 

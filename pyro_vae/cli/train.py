@@ -27,7 +27,7 @@ def train(arguments: list[str]) -> None:
     whole_seed("--seed", config.seed)
     if config.samples != 0:
         positive_int("--samples", config.samples)
-    out = claim(config.out or _default_folder(config.data, config.resume), config.resume)
+    out: Any = claim(config.out or _default_folder(config.data, config.resume), config.resume)
     splits = data.load(
         config.data, root=config.data_root, pixels=config.pixels, size=config.size, binarize="none", seed=config.seed
     )
@@ -35,7 +35,7 @@ def train(arguments: list[str]) -> None:
         config.epochs = max(20, 3000 * config.fit.batch_size // len(splits.train))
     pair, objective = _built(config, splits)
     splits = labelled(splits, pair, config.labels)
-    binarize = binarisation(config.binarize, pair, splits.train)
+    binarize: Any = binarisation(config.binarize, pair, splits.train)
     if isinstance(pair, StartsAtMean):
         pair.start_at(mean(splits.train, pair))
     kept = _kept(config, binarize)

@@ -101,7 +101,7 @@ class OneHotGroups(TorchDistribution):
         return -(self.probs * self.logits).sum((-2, -1))
 
 
-@register_kl(OneHotGroups, OneHotGroups)
+@register_kl(OneHotGroups, OneHotGroups)  # type: ignore[untyped-decorator]
 def _kl_between_codes(p: OneHotGroups, q: OneHotGroups) -> torch.Tensor:
     return (p.probs * (p.logits - q.logits)).sum((-2, -1))
 

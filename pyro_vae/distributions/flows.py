@@ -50,7 +50,7 @@ class Pushed(TorchDistribution):
         return self._support
 
     @property
-    def has_rsample(self) -> bool:
+    def has_rsample(self) -> bool:  # type: ignore[override]
         """As the base has."""
         return self.base.has_rsample
 

@@ -17,7 +17,7 @@ class OrMissing(constraints.Constraint):
         self.there = there
 
     @property
-    def is_discrete(self) -> bool:
+    def is_discrete(self) -> bool:  # type: ignore[override]
         """Whether some numbers are whole."""
         return self.there.is_discrete
 
@@ -47,7 +47,7 @@ class Row(TorchDistribution):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
-        each = [column.support.base_constraint for column in self.columns]
+        each = [_entries(column) for column in self.columns]
         entries = OrMissing(constraints.cat(each, dim=-self.rest_dim - 1))
         return constraints.independent(entries, self.rest_dim + 1)
 
@@ -90,3 +90,9 @@ def _centre(column: TorchDistribution) -> torch.Tensor:
     except NotImplementedError:
         return column.mean
     return torch.where(column.mean.isfinite(), column.mean, mode)
+
+
+def _entries(column: TorchDistribution) -> Any:
+    """The constraint of one entry of a column."""
+    support: Any = column.support
+    return support.base_constraint

@@ -146,7 +146,7 @@ class PowerSpherical(TorchDistribution):
         return self._log_normalizer() - self.scale * expected
 
 
-@register_kl(PowerSpherical, SphereUniform)
+@register_kl(PowerSpherical, SphereUniform)  # type: ignore[untyped-decorator]
 def _kl_to_uniform(p: PowerSpherical, q: SphereUniform) -> torch.Tensor:
     return log_area(q.event_shape[0]) - p.entropy()
 

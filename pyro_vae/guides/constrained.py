@@ -27,6 +27,8 @@ class RelaxedCategorical(Guide):
             ReweightedWakeSleep want them.
     """
 
+    done: torch.Tensor
+
     def __init__(
         self, categories: int = 10, temperature: float = 1.0, final_temperature: float = 0.5, hard: bool = False
     ):

@@ -79,7 +79,7 @@ class Refining(Guide, ABC):
         return self.guide.space
 
     @property
-    def evaluable(self) -> bool:
+    def evaluable(self) -> bool:  # type: ignore[override]
         return self.guide.evaluable
 
     def relaxation(self) -> torch.Tensor | None:

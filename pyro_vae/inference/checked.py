@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pyro_vae import data
+from pyro_vae.data import Binarization
 from pyro_vae.pair import (
     Batch,
     device_of,
@@ -18,7 +19,7 @@ from pyro_vae.pair import (
 from pyro_vae.pair.hooks import check_batch
 
 
-def scored_data(pair: Any, x: Any, binarize: str | None, seed: int) -> Any:
+def scored_data(pair: Any, x: Any, binarize: Binarization | None, seed: int) -> Any:
     """The data to score, on the pair's device, checked; a binarisation is drawn once, under `seed`."""
     device = device_of(pair, x.device if isinstance(x, torch.Tensor) else "cpu")
     examples = data.as_examples(x, binarize="static" if binarize == "dynamic" else binarize, seed=seed, device=device)

@@ -229,7 +229,7 @@ def traced_layout(guide_trace: poutine.Trace, model_trace: poutine.Trace, num_da
     frames = [
         f
         for t in (guide_trace, model_trace)
-        for s in t.nodes.values()
+        for s in dict[str, Any](t.nodes).values()
         if s["type"] == "sample"
         for f in plates_of(s).values()
     ]
@@ -260,7 +260,8 @@ def _first_that_agrees(
 ) -> Layout:
     failures: list[Exception | str] = []
     for fold in (False, True):
-        candidate = replace(layout, **{flag: fold})
+        changed: dict[str, Any] = {flag: fold}
+        candidate = replace(layout, **changed)
         try:
             if agrees(pair, few, candidate):
                 return candidate

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pyro_vae.data import Binarization
 from pyro_vae.errors import InputError, one_of, positive_int
 from pyro_vae.inference.checked import notes_on, scored_data
 from pyro_vae.inference.diagnostics import effective_sample_size, pareto_khat, tail_length
@@ -89,7 +90,7 @@ def log_likelihood(
     x: Any,
     num_samples: int = 1000,
     *,
-    binarize: str | None = None,
+    binarize: Binarization | None = None,
     seed: int = 0,
     max_memory: int | None = None,
     compile: Compile = "auto",
@@ -200,7 +201,9 @@ def _calls(*batch: torch.Tensor, rows: int, often: int) -> int:
 def _sums(weights: Iterator[torch.Tensor], num_samples: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """log Σ w and log Σ w² of each datum of one batch, (N,), and its largest log-weights, (M + 1, N)."""
     kept = tail_length(num_samples) + 1
-    log_sum = log_sum_squares = tail = None
+    log_sum: Any = None
+    log_sum_squares: Any = None
+    tail: Any = None
     for chunk in weights:
         log_w = chunk.double()
         squares, sums = (2 * log_w).logsumexp(0), log_w.logsumexp(0)

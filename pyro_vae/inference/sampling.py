@@ -165,7 +165,7 @@ class Concatenated(TorchDistribution):
         return self.parts[0].support
 
     @property
-    def has_rsample(self) -> bool:
+    def has_rsample(self) -> bool:  # type: ignore[override]
         return self.parts[0].has_rsample
 
     @property

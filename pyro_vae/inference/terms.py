@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pyro_vae.data import Binarization
 from pyro_vae.errors import positive_int
 from pyro_vae.inference.checked import notes_on, scored_data
 from pyro_vae.inference.importance import summed_but
@@ -70,7 +71,13 @@ class ElboTerms:
 
 
 def elbo_terms(
-    pair: Any, x: Any, num_samples: int = 1, *, binarize: str | None = None, seed: int = 0, batch_size: int = 2048
+    pair: Any,
+    x: Any,
+    num_samples: int = 1,
+    *,
+    binarize: Binarization | None = None,
+    seed: int = 0,
+    batch_size: int = 2048,
 ) -> ElboTerms:
     """The evidence lower bound and its terms (Doersch 2016, eq. 5; Kingma & Welling 2014, eq. 3).
 
@@ -131,7 +138,8 @@ def _terms(pair: Any, batch: Batch, num_data: int) -> Iterator[tuple[str, torch.
     for name, site in latents.items():
         kl = log_prob(site)
         if name in model_trace.nodes:
-            kl = kl - log_prob(model_trace.nodes[name])
+            prior: Any = model_trace.nodes[name]
+            kl = kl - log_prob(prior)
         yield name, _summed(kl, plate, len(batch[0]), name in stray, population), True, name not in stray
 
 

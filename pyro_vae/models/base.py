@@ -13,6 +13,7 @@ from torch import nn
 from pyro_vae.component import Component, Declared, refuse_built
 from pyro_vae.errors import InputError, one_of, shape
 from pyro_vae.guides import Guide
+from pyro_vae.likelihoods import Likelihood
 from pyro_vae.networks import Condition, Labels, Network
 from pyro_vae.networks.base import join
 
@@ -33,6 +34,8 @@ class ComposedPair(Declared, nn.Module):
         event_shape: shape of one datum, such as (784,) or (1, 28, 28).
     """
 
+    likelihood: Likelihood
+    guide_family: Guide
     kept_as: ClassVar[dict[str, str]] = {"guide": "guide_family"}  # `guide` itself is the Pyro program
 
     def __init__(self, event_shape: Sequence[int]):
@@ -74,6 +77,13 @@ class ComposedPair(Declared, nn.Module):
         """Whether a batch is (x, y) with y the label of each datum."""
         return isinstance(self.condition, Labels)
 
+    @property
+    def prior_condition_shape(self) -> torch.Size | None:
+        """Shape of what the prior reads of y; None for p(z)."""
+        if self.condition is None or not self.conditional_prior:
+            return None
+        return torch.Size([self.condition.num_features])
+
     def condition_on(self, condition: Condition | None, conditional_prior: bool) -> None:
         """Keeps the network of y, built, and whether priors read y too; None for a pair of x alone."""
         self.conditional_prior = one_of("conditional_prior", conditional_prior, [False, True])
@@ -95,7 +105,7 @@ class ComposedPair(Declared, nn.Module):
                 f"{type(self).__name__} has condition={self.condition!r}, but the batch holds "
                 f"{'x alone; pass (x, y), or condition=y where x is drawn' if y is None else 'a y beside x'}."
             )
-        return None if y is None else self.condition(y)
+        return None if y is None or self.condition is None else self.condition(y)
 
     def joined_shape(self, network: Network, in_shape: torch.Size) -> torch.Size:
         """The `in_shape` to which a network is built that reads `in_shape` and y."""
@@ -117,8 +127,8 @@ class ComposedPair(Declared, nn.Module):
         Args:
             mean: of the data, shape `event_shape`.
         """
-        bias = self.likelihood.start(mean)
-        return bias is not None and self.decoder.start_output(bias)
+        bias, decoder = self.likelihood.start(mean), self.decoder
+        return bias is not None and isinstance(decoder, Network) and decoder.start_output(bias)
 
     def check(self, x: torch.Tensor, *further: torch.Tensor) -> None:
         """Refuses data that the model can't have made, naming the first offending entry.

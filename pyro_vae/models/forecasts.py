@@ -54,7 +54,8 @@ def forecast(
         past |= {f"x_{t}": x_t for t, x_t in enumerate(many.unbind(1), 1)}
         with poutine.trace() as trace, Continued(past, ends):
             poutine.uncondition(pair.model)(longer, ends + steps)
-    whole = torch.stack([trace.trace.nodes[f"x_{t}"]["value"] for t in range(1, longer.shape[1] + 1)], dim=1)
+    nodes: Any = trace.trace.nodes
+    whole = torch.stack([nodes[f"x_{t}"]["value"] for t in range(1, longer.shape[1] + 1)], dim=1)
     rows = torch.arange(len(ends), device=x.device).unsqueeze(-1)
     future = whole[rows, ends.unsqueeze(-1) + torch.arange(steps, device=x.device)]
     return future.unflatten(0, (num_samples, -1))

@@ -162,7 +162,7 @@ class HierarchicalVAE(ComposedPair):
                 f"prior={level.prior!r} wants q(z | x) of the highest level, which only order='top-down' without condition "
                 "gives; use priors.Mixture()."
             )
-        above = self._features() if highest else state
+        above = self.prior_condition_shape if highest else state
         offered = {
             "latent_shape": latent,
             "input_shape": self.likelihood.input_shape,
@@ -173,9 +173,6 @@ class HierarchicalVAE(ComposedPair):
         }
         level.prior.build(**wanted_by(level.prior, offered))
         return level
-
-    def _features(self) -> torch.Size | None:
-        return torch.Size([self.condition.num_features]) if self.conditional_prior else None
 
     def _highest_posterior(self, inputs: torch.Tensor) -> TorchDistribution:
         """q(z_0 | x) of what the encoder reads of x."""

@@ -124,7 +124,7 @@ class SequentialPair(ComposedPair, ABC):
                 f"wants (N, T, {', '.join(map(str, self.step_shape))})."
             )
         if further:
-            check_lengths(*further, x.shape[0], x.shape[1])
+            check_lengths(further[0], x.shape[0], x.shape[1])
         for t, x_t, _ in self.steps(x, *further):
             try:
                 self.likelihood.check(x_t)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import torch
@@ -70,9 +71,7 @@ class VAE(ComposedPair):
             raise InputError("encoder and decoder are one instance; give each place its own.")
         self._assemble(prior, likelihood, family, encoder, decoder)
 
-    def _assemble(
-        self, prior: Prior, likelihood: Likelihood, guide: Guide, encoder: Network | None, decoder: Network
-    ) -> None:
+    def _assemble(self, prior: Prior, likelihood: Likelihood, guide: Guide, encoder: Any, decoder: Network) -> None:
         """Builds what is not built yet to the sizes that all agree on."""
         refuse_strangers(prior, guide)
         latent_shape = torch.Size([self.latent_dim])
@@ -98,7 +97,9 @@ class VAE(ComposedPair):
             "pseudo_input": self.pseudo_input,
             "posterior": self.encode_input,
             "relaxation": self.guide_family.relaxation,
-            "condition_shape": torch.Size([self.condition.num_features]) if self.conditional_prior else None,
+            "condition_shape": torch.Size([self.condition.num_features])
+            if self.conditional_prior and self.condition
+            else None,
         }
         self.prior = built_to(prior, **wanted_by(prior, offered))
 
@@ -185,7 +186,6 @@ class VAE(ComposedPair):
         twin = copy.copy(self)
         vars(twin).pop("_replays", None)
         twin._modules = dict(self._modules)
-        twin._assemble(
-            **{name: parts.get(name, self._modules["guide_family" if name == "guide" else name]) for name in kinds}
-        )
+        all_parts: dict[str, Any] = {n: parts.get(n, self._modules[self.kept_as.get(n, n)]) for n in kinds}
+        twin._assemble(**all_parts)
         return twin

@@ -117,7 +117,8 @@ class Weights:
         wanted = [self.at[name] for name in leaves]
         slopes = torch.autograd.grad(self.total(weighted), wanted, retain_graph=True, allow_unused=True)
         moved = zip(leaves, slopes, strict=True)
-        return sum((s.detach() * self.drawn[n]).sum() for n, s in moved if s is not None)
+        total: Any = sum((s.detach() * self.drawn[n]).sum() for n, s in moved if s is not None)
+        return total
 
 
 @dataclass

@@ -7,13 +7,10 @@ documents one; `docs/hooks.md` shows them in use. The functions at the end look 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pyro.infer import ELBO
-
-Hook = TypeVar("Hook")
-
 
 # --- of a pair --------------------------------------------------------------------------------------------------------
 
@@ -161,7 +158,7 @@ class FollowsProgress(Protocol):
 # --- looked up --------------------------------------------------------------------------------------------------------
 
 
-def offers(thing: Any, hook: type[Hook], method: str) -> TypeGuard[Hook]:
+def offers(thing: Any, hook: type, method: str) -> bool:
     """Whether `thing` has a hook's method; an attribute of that name that cannot be called is something else."""
     return isinstance(thing, hook) and callable(getattr(thing, method))
 

@@ -130,7 +130,8 @@ def parameters(pair: ModelAndGuide, batch: Batch) -> dict[str, torch.Tensor]:
     with kept_random_state(batch[0].device), torch.no_grad(), found, _RefuseTakenNames():
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
         poutine.replay(pair.model, guide_trace)(*batch)
-    tensors = {n: site["value"].unconstrained() for n, site in found.trace.nodes.items() if site["type"] == "param"}
+    nodes: dict[str, Any] = dict(found.trace.nodes)
+    tensors = {n: site["value"].unconstrained() for n, site in nodes.items() if site["type"] == "param"}
     with contextlib.suppress(TypeError):
         _registered[pair] = tuple(tensors)
     return tensors
@@ -209,9 +210,10 @@ class DataPlate(NamedTuple):
 
 def sample_sites(trace: poutine.Trace, *, observed: bool) -> dict[str, dict[str, Any]]:
     """The observed or the latent sites of a trace, in order, without the plates' own."""
+    nodes: dict[str, Any] = dict(trace.nodes)
     return {
         name: site
-        for name, site in trace.nodes.items()
+        for name, site in nodes.items()
         if site["type"] == "sample" and not poutine.util.site_is_subsample(site) and site["is_observed"] == observed
     }
 

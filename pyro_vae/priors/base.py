@@ -68,7 +68,7 @@ class Prior(Component):
             raise InputError(
                 f"condition={'None' if condition is None else tuple(condition.shape)}; wanted is {wanted}."
             )
-        return None if condition is None else condition.flatten(condition.dim() - len(self.condition_shape))
+        return None if condition is None else condition.flatten(condition.dim() - len(self.condition_shape or ()))
 
     def centred(self, condition: torch.Tensor | None) -> torch.Tensor:
         """Zero, or where y moves the centre to (see `setup` of those that use it), (*batch, *latent_shape)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -78,8 +78,8 @@ class Vamp(Prior):
             self.learn("logits", torch.zeros(self.pseudo_inputs))
 
     def forward(self, condition: torch.Tensor | None = None) -> TorchDistribution:
-        logits = self.logits if self.context(condition) is None else self.value("logits", condition)
-        parts = self.posterior(self.pseudo_input(self.free_inputs))
+        logits: Any = self.logits if self.context(condition) is None else self.value("logits", condition)
+        parts: Any = self.posterior(self.pseudo_input(self.free_inputs))
         if logits.dim() > 1:
             parts = parts.expand(logits.shape)
         return dist.MixtureSameFamily(dist.Categorical(logits=logits), parts)

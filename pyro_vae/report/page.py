@@ -133,7 +133,7 @@ def posterior_means(pair: Any, batch: Batch) -> torch.Tensor:
     Raises:
         InputError: if that site has no row per datum.
     """
-    posterior = encode(pair, batch)
+    posterior: Any = encode(pair, batch)
     if isinstance(posterior, Posterior):
         means = posterior.sample((NUM_DRAWS,))[posterior.sites[0]].double().mean(0)
     else:

@@ -22,7 +22,7 @@ def state(pair: Any) -> dict[str, torch.Tensor]:
     for prefix, module in _named_modules(pair):
         own |= {id(parameter) for parameter in module.parameters()}
         tensors |= {prefix + name: tensor for name, tensor in module.state_dict().items()}
-    store = pyro.get_param_store()
+    store: Any = pyro.get_param_store()
     for name in registered(pair):
         if name in store and id(unconstrained := store[name].unconstrained()) not in own:
             tensors[f"pyro.param.{name}"] = unconstrained
@@ -42,7 +42,7 @@ def load_state(pair: Any, tensors: Mapping[str, torch.Tensor]) -> None:
             module.load_state_dict({name.removeprefix(prefix): rest.pop(name) for name in mine})
     except RuntimeError as error:
         raise InputError(f"The weights do not fit the model: {error}") from error
-    store = pyro.get_param_store()
+    store: Any = pyro.get_param_store()
     for name, tensor in rest.items():
         short = name.removeprefix("pyro.param.")
         if short not in store:

@@ -132,7 +132,7 @@ def fit(
         trainer.prepare(training, validation, optimizer, binarize)
     with kept_random_state(trainer.device, trainer.rank_seed()) if seed is not None else contextlib.nullcontext():
         log = RunLog(folder if trainer.is_main else None, trainer.pair)
-        if resume and (folder / CHECKPOINT).exists():
+        if resume and folder is not None and (folder / CHECKPOINT).exists():
             restore(trainer, read_tensors(folder / CHECKPOINT))
         else:
             log.start(config)

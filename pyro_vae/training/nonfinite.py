@@ -52,8 +52,8 @@ def _explain_site(site: dict[str, Any], dim: int, index: torch.Tensor) -> str | 
         if rows is not None:
             bad[name] = rows
     if bad:
-        rows = sorted({row for found in bad.values() for row in found.tolist()})
-        return f"{_family(fn)} has {' and '.join(bad)} not finite for {_data(index, rows)}."
+        places = sorted({row for found in bad.values() for row in found.tolist()})
+        return f"{_family(fn)} has {' and '.join(bad)} not finite for {_data(index, places)}."
     rows = _rows(~log_prob(site).isfinite(), log_prob(site).dim() + dim, len(index))
     if rows is not None:
         return f"the log-density of {_family(fn)} is not finite for {_data(index, rows.tolist())}."
