@@ -16,6 +16,7 @@ from torch import nn
 
 from pyro_vae import VAE, generate, guides, likelihoods, log_likelihood, networks, objectives, priors, reconstruct
 from pyro_vae import svi as compiled
+from pyro_vae.distributions.spaces import OneHotCodes, Reals, Simplex, Sphere, as_space
 from pyro_vae.errors import InputError
 from pyro_vae.runs.saving import build
 from pyro_vae.runs.specs import spec
@@ -259,6 +260,13 @@ def test_priors_get_sizes_only_unless_they_ask_for_more(prior):
     asked = {priors.Vamp: {"input_shape", "pseudo_input", "posterior"}, priors.Categorical: {"relaxation"}}
     assert set(prior.sizes) == {"latent_shape", "condition_shape"} | asked.get(type(prior), set())
     assert prior.needs_posterior == isinstance(prior, priors.Vamp)
+
+
+def test_spaces_by_their_former_words():
+    assert [as_space(word) for word in ("real", "simplex", "sphere")] == [Reals(), Simplex(), Sphere()]
+    assert as_space(OneHotCodes(3)) == OneHotCodes(3)
+    with pytest.raises(InputError, match=r"space='spehre' is not known. Did you mean 'sphere'"):
+        as_space("spehre")
 
 
 def test_a_prior_that_asks_for_what_the_model_does_not_have_is_refused():

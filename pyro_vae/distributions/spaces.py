@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pyro_vae.errors import one_of
+
 
 @dataclass(frozen=True)
 class Space:
@@ -59,3 +61,13 @@ class GuidesSpace(Space):
 
     def __str__(self) -> str:
         return "the guide's space"
+
+
+def as_space(space: Space | str) -> Space:
+    """A space as it is, or the one that a word of version 0.1 names.
+
+    Raises:
+        InputError: if there is no space of that name.
+    """
+    words = {"real": Reals(), "simplex": Simplex(), "sphere": Sphere()}
+    return space if isinstance(space, Space) else words[one_of("space", space, words)]

@@ -10,6 +10,7 @@ from pyro_vae import data
 from pyro_vae.data import Binarization
 from pyro_vae.pair import (
     Batch,
+    ModelAndGuide,
     device_of,
     kept_random_state,
     remember,
@@ -19,7 +20,7 @@ from pyro_vae.pair import (
 from pyro_vae.pair.hooks import check_batch
 
 
-def scored_data(pair: Any, x: Any, binarize: Binarization | None, seed: int) -> Any:
+def scored_data(pair: ModelAndGuide, x: Any, binarize: Binarization | None, seed: int) -> Any:
     """The data to score, on the pair's device, checked; a binarisation is drawn once, under `seed`."""
     device = device_of(pair, x.device if isinstance(x, torch.Tensor) else "cpu")
     examples = data.as_examples(x, binarize="static" if binarize == "dynamic" else binarize, seed=seed, device=device)
@@ -27,7 +28,7 @@ def scored_data(pair: Any, x: Any, binarize: Binarization | None, seed: int) -> 
     return examples
 
 
-def check_data(pair: Any, examples: Any) -> None:
+def check_data(pair: ModelAndGuide, examples: Any) -> None:
     """Refuses, before any work is done, data that are not finite or that the pair says it can't have made.
 
     Raises:
@@ -42,7 +43,7 @@ def check_data(pair: Any, examples: Any) -> None:
             remember(pair, batch)
 
 
-def notes_on(pair: Any, batch: Batch) -> tuple[str, ...]:
+def notes_on(pair: ModelAndGuide, batch: Batch) -> tuple[str, ...]:
     """What the reader of a score on this batch must know, such as data outside the support."""
     with kept_random_state(batch[0].device):
         _, model_trace = trace_pair(pair, tuple(t[:256] for t in batch))

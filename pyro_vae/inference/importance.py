@@ -22,6 +22,8 @@ from pyro_vae.pair import (
     Batch,
     DataPlate,
     ModelAndGuide,
+    Site,
+    Sites,
     data_plate,
     log_prob,
     outside,
@@ -31,7 +33,6 @@ from pyro_vae.pair import (
 )
 
 Values = dict[str, torch.Tensor]
-Sites = dict[str, dict[str, Any]]
 _PARTICLES = "_particles"
 
 
@@ -134,7 +135,7 @@ class Draws:
         values, log_q = self.draw(num_samples)
         return self.log_joint(values, num_samples) - log_q
 
-    def _unfolded(self, site: dict[str, Any], num_samples: int, folded: bool) -> torch.Tensor:
+    def _unfolded(self, site: Site, num_samples: int, folded: bool) -> torch.Tensor:
         value = site["value"]
         return unfold(value, self.layout, site["fn"].event_dim, num_samples) if folded else value
 
@@ -147,7 +148,7 @@ def run(
     *,
     fold: bool,
     values: Values | None = None,
-) -> dict[str, dict[str, Any]]:
+) -> Sites:
     """The random sites of a program run with K particles, with `values` for the latents that have one.
 
     Raises:
@@ -164,9 +165,7 @@ def run(
     return {**sample_sites(trace, observed=False), **sample_sites(trace, observed=True)}
 
 
-def per_datum(
-    sites: dict[str, dict[str, Any]], layout: Layout, num_samples: int, num_data: int, fold: bool
-) -> torch.Tensor:
+def per_datum(sites: Sites, layout: Layout, num_samples: int, num_data: int, fold: bool) -> torch.Tensor:
     """Σ over sites and inner plates of log p, shape (K, N)."""
     total: Any = 0.0
     for site in sites.values():

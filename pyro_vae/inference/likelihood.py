@@ -18,6 +18,8 @@ from pyro_vae.inference.importance import Draws, Layout, bytes_per_draw, find_la
 from pyro_vae.machine import memory_kept
 from pyro_vae.pair import (
     Batch,
+    ModelAndGuide,
+    PairLike,
     as_pair,
     evaluating,
     kept_random_state,
@@ -86,7 +88,7 @@ class LogLikelihood:
 
 
 def log_likelihood(
-    pair: Any,
+    pair: PairLike,
     x: Any,
     num_samples: int = 1000,
     *,
@@ -164,7 +166,9 @@ class _Weights:
     What is captured stays with the pair, for the next score.
     """
 
-    def __init__(self, pair: Any, layout: Layout, compile: Compile, chunks: list[int], rows: int, num_data: int):
+    def __init__(
+        self, pair: ModelAndGuide, layout: Layout, compile: Compile, chunks: list[int], rows: int, num_data: int
+    ):
         self.pair, self.layout = pair, layout
         self.replays = {}
         for size in set(chunks):

@@ -15,6 +15,8 @@ from pyro_vae.inference.checked import notes_on, scored_data
 from pyro_vae.inference.importance import summed_but
 from pyro_vae.pair import (
     Batch,
+    ModelAndGuide,
+    PairLike,
     as_pair,
     data_plate,
     evaluating,
@@ -71,7 +73,7 @@ class ElboTerms:
 
 
 def elbo_terms(
-    pair: Any,
+    pair: PairLike,
     x: Any,
     num_samples: int = 1,
     *,
@@ -125,7 +127,7 @@ def elbo_terms(
     return ElboTerms(reconstruction - kl, reconstruction, kl, totals, joined, stderr, notes, dims, latents)
 
 
-def _terms(pair: Any, batch: Batch, num_data: int) -> Iterator[tuple[str, torch.Tensor, bool, bool]]:
+def _terms(pair: ModelAndGuide, batch: Batch, num_data: int) -> Iterator[tuple[str, torch.Tensor, bool, bool]]:
     """(site, its term, is it latent, is it per datum): terms are (n,) per datum, or one share of a global total."""
     guide_trace, model_trace = trace_pair(pair, batch)
     plate = data_plate(model_trace, len(batch[0]))

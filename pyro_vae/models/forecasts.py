@@ -10,12 +10,12 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
 from pyro_vae.errors import check_lengths, positive_int
-from pyro_vae.pair import as_pair, device_of, evaluating, kept_random_state, sample_sites
+from pyro_vae.pair import PairLike, as_pair, device_of, evaluating, kept_random_state, sample_sites
 from pyro_vae.pair.hooks import check_batch
 
 
 def forecast(
-    pair: Any,
+    pair: PairLike,
     x: torch.Tensor,
     steps: int,
     lengths: torch.Tensor | None = None,

@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import nn
 
-from pyro_vae.distributions.spaces import Reals
+from pyro_vae.distributions.spaces import Reals, as_space
 from pyro_vae.errors import InputError, one_of, positive_int, widths
 from pyro_vae.guides import Guide, MeanField
 from pyro_vae.likelihoods import Bernoulli, Likelihood
@@ -127,7 +127,10 @@ class HierarchicalVAE(ComposedPair):
             priors = self._copies("prior", Prior, StandardNormal)
         else:
             top = copy.deepcopy(self.place(given or StandardNormal(), Prior, "prior"))
-            lower = [Normal() if family.space == Reals() else prior_on(family.space) for family in families[:-1]]
+            lower = [
+                Normal() if as_space(family.space) == Reals() else prior_on(as_space(family.space))
+                for family in families[:-1]
+            ]
             priors = [*lower, top]
         parts = zip(priors, families, encoders, merges, decoders, strict=True)
         return [self._built(i, Level(*part)) for i, part in enumerate(parts)]

@@ -9,7 +9,7 @@ import torch
 
 from pyro_vae import guides, priors
 from pyro_vae.component import Component
-from pyro_vae.distributions.spaces import OneHotCodes, Simplex, Space, Sphere
+from pyro_vae.distributions.spaces import OneHotCodes, Simplex, Space, Sphere, as_space
 from pyro_vae.errors import InputError
 from pyro_vae.guides import Guide
 from pyro_vae.priors import Prior
@@ -62,10 +62,12 @@ def refuse_strangers(prior: Prior, guide: Guide) -> None:
                 f"prior={prior!r} puts pseudo-inputs through the encoder, but guide={guide!r} has none; use "
                 "guides.SemiAmortized() or guides.MeanField(), or priors.Mixture()."
             )
-    elif prior.space != guide.space:
+        return
+    ours, theirs = as_space(prior.space), as_space(guide.space)
+    if ours != theirs:
         raise InputError(
-            f"prior={prior!r} lives on {prior.space}, but guide={guide!r} on {guide.space}; use "
-            f"guides.{guide_on(prior.space)!r}, or priors.{prior_on(guide.space)!r}."
+            f"prior={prior!r} lives on {ours}, but guide={guide!r} on {theirs}; use guides.{guide_on(ours)!r}, or "
+            f"priors.{prior_on(theirs)!r}."
         )
 
 

@@ -21,7 +21,7 @@ from pyro_vae.models.matching import refuse_strangers, wanted_by
 from pyro_vae.networks import MLP, Network, as_network
 from pyro_vae.objectives import EnumeratedELBO, Objective
 from pyro_vae.objectives.labels import Classified, LeaveOneOut
-from pyro_vae.pair import as_pair, device_of, evaluating, kept_random_state, sample_sites
+from pyro_vae.pair import PairLike, as_pair, device_of, evaluating, kept_random_state, sample_sites
 from pyro_vae.priors import Prior, StandardNormal
 
 # The logit of a label that is known not to be: exp(-1e4) is 0 in float64 too, and 0 · 1e4 is still a number.
@@ -212,7 +212,7 @@ class SemiSupervisedVAE(ComposedPair):
 class OneHot(dist.OneHotCategorical):
     """Classes as one-hot vectors, drawn without a look at their values, so that draws can be captured."""
 
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         drawn = self._categorical.sample(torch.Size(sample_shape))
         return (drawn[..., None] == torch.arange(self.event_shape[0], device=drawn.device)).to(self.logits)
 
@@ -237,17 +237,17 @@ class Cut(TorchDistribution):
     def support(self) -> Any:
         return self.where.support
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Cut:
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> Cut:
         return Cut(self.where.expand(batch_shape), self.log_mass.expand(batch_shape))
 
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         return self.where.sample(sample_shape)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         return self.where.log_prob(value) + self.log_mass
 
 
-def classify(pair: Any, x: Any, *, site: str = "y", batch_size: int = 2048) -> torch.Tensor:
+def classify(pair: PairLike, x: Any, *, site: str = "y", batch_size: int = 2048) -> torch.Tensor:
     """q(y | x), the probability of each class, for any pair whose guide draws a class.
 
     The pair, its modules' modes and torch's random state are left as they were.

@@ -17,11 +17,12 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from pyro_vae.component import Declared
 from pyro_vae.errors import InputError
-from pyro_vae.inference.importance import Draws, Layout, Sites, find_layout, traced_layout
+from pyro_vae.inference.importance import Draws, Layout, find_layout, traced_layout
 from pyro_vae.objectives.weights import Leaves, Terms, Weights, family, scale_of, scored
 from pyro_vae.pair import (
     Batch,
     Pair,
+    Sites,
     as_batch,
     evaluating,
     kept_random_state,

@@ -5,6 +5,10 @@ from pyro_vae.pair.programs import (
     DataPlate,
     ModelAndGuide,
     Pair,
+    PairLike,
+    Program,
+    Site,
+    Sites,
     as_batch,
     as_pair,
     blank_batch,
@@ -27,7 +31,8 @@ from pyro_vae.pair.programs import (
 )
 
 __all__ = [
-    "Batch", "DataPlate", "ModelAndGuide", "Pair", "as_batch", "as_pair", "blank_batch", "data_plate", "device_of",
+    "Batch", "DataPlate", "ModelAndGuide", "Pair", "PairLike", "Program",
+    "Site", "Sites", "as_batch", "as_pair", "blank_batch", "data_plate", "device_of",
     "evaluating", "explained_support_errors", "kept_random_state", "log_prob", "modules", "outside", "parameters",
     "plates_of", "registered", "remember", "sample_sites", "trace_pair", "unregistered", "unsupported",
 ]  # fmt: skip

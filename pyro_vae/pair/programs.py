@@ -23,14 +23,22 @@ from pyro_vae.pair.hooks import KnowsItsData, num_conditions
 from pyro_vae.reach import modules_of
 
 Batch = tuple[torch.Tensor, ...]
+Program = Callable[..., Any]
+Site = dict[str, Any]  # what a trace holds of one call of pyro.sample
+Sites = dict[str, Site]
 
 
 @runtime_checkable
 class ModelAndGuide(Protocol):
     """Whatever has a `model` and a `guide` is a pair."""
 
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
+    @property
+    def model(self) -> Program:
+        """p(x, z)."""
+
+    @property
+    def guide(self) -> Program:
+        """q(z | x)."""
 
 
 class Pair:
@@ -62,7 +70,11 @@ class Pair:
         self.guide = guide
 
 
-def as_pair(pair: Any) -> ModelAndGuide:
+#: What users hand in where a pair is wanted.
+PairLike = ModelAndGuide | tuple[Program, Program]
+
+
+def as_pair(pair: PairLike) -> ModelAndGuide:
     """`pair` if it has a model and a guide; a tuple (model, guide) is made into a `Pair`."""
     if isinstance(pair, tuple) and len(pair) == 2:
         return Pair(*pair)
@@ -208,7 +220,7 @@ class DataPlate(NamedTuple):
     full_size: int
 
 
-def sample_sites(trace: poutine.Trace, *, observed: bool) -> dict[str, dict[str, Any]]:
+def sample_sites(trace: poutine.Trace, *, observed: bool) -> Sites:
     """The observed or the latent sites of a trace, in order, without the plates' own."""
     nodes: dict[str, Any] = dict(trace.nodes)
     return {
@@ -218,7 +230,7 @@ def sample_sites(trace: poutine.Trace, *, observed: bool) -> dict[str, dict[str,
     }
 
 
-def plates_of(site: dict[str, Any]) -> dict[str, Any]:
+def plates_of(site: Site) -> dict[str, Any]:
     """The vectorised plates around a site, by name."""
     return {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
 
@@ -245,7 +257,7 @@ def outside(trace: poutine.Trace, plate: DataPlate | None) -> list[str]:
     return [name for name, site in sites.items() if plate is None or plate.name not in plates_of(site)]
 
 
-def log_prob(site: dict[str, Any]) -> torch.Tensor:
+def log_prob(site: Site) -> torch.Tensor:
     """log p of a site's value, without the factors of plates and `poutine.scale`, zero where masked out."""
     with explained_support_errors():
         unscaled = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])

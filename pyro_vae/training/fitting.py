@@ -15,7 +15,7 @@ from pyro_vae import data
 from pyro_vae.data.files import read_tensors
 from pyro_vae.errors import InputError, one_of
 from pyro_vae.machine import memory_kept
-from pyro_vae.pair import as_pair, kept_random_state
+from pyro_vae.pair import ModelAndGuide, PairLike, as_pair, kept_random_state
 from pyro_vae.pair.hooks import HasDefaultObjective, offers
 from pyro_vae.products import float32_products
 from pyro_vae.replay import COMPILE, Compile
@@ -41,7 +41,7 @@ class FitResult:
         how: how its steps were run: "eager", "captured", or "captured, Inductor".
     """
 
-    pair: Any
+    pair: ModelAndGuide
     history: list[dict[str, float]]
     stopped_because: str
     best_epoch: int | None
@@ -51,7 +51,7 @@ class FitResult:
 
 
 def fit(
-    pair: Any,
+    pair: PairLike,
     x: Any,
     *,
     epochs: int = 20,

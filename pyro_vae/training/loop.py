@@ -17,7 +17,7 @@ from pyro_vae import data
 from pyro_vae.data import Binarization
 from pyro_vae.gradients import clear, give
 from pyro_vae.inference import check_data, elbo_terms
-from pyro_vae.pair import Batch, explained_support_errors, modules, remember
+from pyro_vae.pair import Batch, ModelAndGuide, explained_support_errors, modules, remember
 from pyro_vae.pair.hooks import check_batch
 from pyro_vae.replay import Compile
 from pyro_vae.runs.log import RunLog
@@ -36,7 +36,7 @@ from pyro_vae.whole_step import Tally, WholeStep, can_take
 class Trainer:
     """A run: the pair, its optimizer, and what has happened so far."""
 
-    pair: Any
+    pair: ModelAndGuide
     settings: Settings
     objective: ELBO
     wanted_device: str | torch.device | None

@@ -8,14 +8,14 @@ import pyro
 import torch
 from pyro import poutine
 
-from pyro_vae.pair import Batch, data_plate, log_prob, sample_sites
+from pyro_vae.pair import Batch, ModelAndGuide, Site, data_plate, log_prob, sample_sites
 
 
 class TrainingDiverged(ArithmeticError):
     """A loss or gradient is not finite; the weights are those before the step."""
 
 
-def explain(pair: Any, index: torch.Tensor, batch: Batch, moved: dict[str, torch.Tensor]) -> str | None:
+def explain(pair: ModelAndGuide, index: torch.Tensor, batch: Batch, moved: dict[str, torch.Tensor]) -> str | None:
     """A sentence that names the first site whose parameters or log-probability are not finite.
 
     Args:
@@ -44,7 +44,7 @@ def explain(pair: Any, index: torch.Tensor, batch: Batch, moved: dict[str, torch
     return f"All densities are finite, but not the gradient of {', '.join(bad)}." if bad else None
 
 
-def _explain_site(site: dict[str, Any], dim: int, index: torch.Tensor) -> str | None:
+def _explain_site(site: Site, dim: int, index: torch.Tensor) -> str | None:
     fn = site["fn"]
     bad = {}
     for name, value, at in _parameters(fn, dim):

@@ -12,7 +12,16 @@ import torch
 from pyro_vae.adam import AdamStep, Guard
 from pyro_vae.errors import InputError
 from pyro_vae.gradients import Gradients
-from pyro_vae.pair import Batch, data_plate, kept_random_state, modules, parameters, trace_pair, unregistered
+from pyro_vae.pair import (
+    Batch,
+    ModelAndGuide,
+    data_plate,
+    kept_random_state,
+    modules,
+    parameters,
+    trace_pair,
+    unregistered,
+)
 from pyro_vae.pair.hooks import FollowsProgress, WantsNumData, final_weight, offers, recomputes
 from pyro_vae.replay import Graph, Replay
 from pyro_vae.whole_step import Tally, WholeStep
@@ -23,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pyro_vae")
 
 
-def trained_parameters(pair: Any, first: Batch) -> dict[str, torch.Tensor]:
+def trained_parameters(pair: ModelAndGuide, first: Batch) -> dict[str, torch.Tensor]:
     """The pair's parameters by Pyro's names; logs those that Pyro does not know.
 
     Raises:
@@ -50,7 +59,7 @@ def sized(objective: Any, num_data: int) -> Any:
     return objective
 
 
-def followers_of(objective: Any, pair: Any) -> list[FollowsProgress]:
+def followers_of(objective: Any, pair: ModelAndGuide) -> list[FollowsProgress]:
     """The objective and the modules that are told how much of the run is done."""
     everything = [objective, *(part for module in modules(pair) for part in module.modules())]
     return [thing for thing in everything if offers(thing, FollowsProgress, "progress")]
@@ -108,7 +117,7 @@ def whole_step(trainer: Trainer, tally: Tally) -> WholeStep:
     )
 
 
-def _population(pair: Any, batch: Batch, device: torch.device) -> int | None:
+def _population(pair: ModelAndGuide, batch: Batch, device: torch.device) -> int | None:
     with kept_random_state(device), torch.no_grad():
         plate = data_plate(trace_pair(pair, batch)[1], len(batch[0]))
     return plate.full_size if plate is not None and plate.full_size != len(batch[0]) else None
