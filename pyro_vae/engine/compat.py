@@ -41,7 +41,11 @@ def store_parts() -> tuple[dict[str, Any], ...]:
 
 def settings() -> tuple[Any, ...]:
     """Global settings of torch and Pyro that decide what a program does."""
-    return *(read(module) for read, module in _pyro_settings()), torch.are_deterministic_algorithms_enabled(), *_torch_settings()
+    return (
+        *(read(module) for read, module in _pyro_settings()),
+        torch.are_deterministic_algorithms_enabled(),
+        *_torch_settings(),
+    )
 
 
 @functools.cache

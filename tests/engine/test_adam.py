@@ -12,8 +12,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pyro_vae import VAE, fit, replay, training
 from pyro_vae.engine.step.fused import AdamStep, Guard
-from pyro_vae.engine.trace import capture
 from pyro_vae.engine.step.gradients import Gradients, give
+from pyro_vae.engine.trace import capture
 from pyro_vae.networks import MLP
 from pyro_vae.svi import SVI
 from tests.test_svi import X, make_vae

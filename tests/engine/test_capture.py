@@ -13,14 +13,14 @@ from pyro.infer import Trace_ELBO
 from torch import fx, nn
 
 from pyro_vae import lowering, machine, products
-from pyro_vae.engine.lower.logs import group_logs, vectorise_logs
-from pyro_vae.engine.trace import Captured, CaptureError, aten, capture, is_random
-from pyro_vae.engine.step.gradients import Gradients
 from pyro_vae.engine.lower import lower, split_noise
-from pyro_vae.pair import kept_random_state
+from pyro_vae.engine.lower.logs import group_logs, vectorise_logs
 from pyro_vae.engine.lower.products import choose_matrix_library, one_dnn_is_better, round_products
-from pyro_vae.reach import Watch, modules_of, reachable
 from pyro_vae.engine.recording import Recorded
+from pyro_vae.engine.step.gradients import Gradients
+from pyro_vae.engine.trace import Captured, CaptureError, aten, capture, is_random
+from pyro_vae.pair import kept_random_state
+from pyro_vae.reach import Watch, modules_of, reachable
 
 
 def count(captured, *targets):

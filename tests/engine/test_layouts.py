@@ -7,8 +7,8 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import fx, nn
 
-from pyro_vae.engine.trace import aten, capture
 from pyro_vae.engine.lower.order import WORTH_IT, weights_first
+from pyro_vae.engine.trace import aten, capture
 from pyro_vae.svi import SVI
 
 BATCH = 16

@@ -6,8 +6,8 @@ import torch
 from pyro.infer import Trace_ELBO
 from pyro_vae.examples import Examples
 
-from pyro_vae.engine.step.gradients import Gradients
 from pyro_vae.engine.replay import Replay
+from pyro_vae.engine.step.gradients import Gradients
 from pyro_vae.engine.step.whole import Tally, WholeStep, can_take
 from tests.component_table import vae
 
