@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import functools
 import types
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -147,6 +148,8 @@ def flatten(thing: Any, leaves: list[Any]) -> Any:
     kind = type(thing)
     if kind in (list, tuple) or (isinstance(thing, tuple) and hasattr(thing, "_fields")):
         return kind, None, tuple(flatten(part, leaves) for part in thing)
+    if kind is functools.partial:
+        return kind, (), tuple(flatten(part, leaves) for part in (thing.func, thing.args, thing.keywords))
     if kind in (dict, collections.OrderedDict):
         return kind, tuple(thing), tuple(flatten(part, leaves) for part in thing.values())
     if kind in _RECORDS or (
@@ -165,6 +168,8 @@ def unflatten(spec: Any, leaves: Iterator[Any]) -> Any:
     parts = [unflatten(part, leaves) for part in inner]
     if names is None:
         return kind._make(parts) if hasattr(kind, "_make") else kind(parts)
+    if kind is functools.partial:
+        return kind(parts[0], *parts[1], **parts[2])
     if issubclass(kind, dict):
         return kind(zip(names, parts, strict=True))
     new = kind.__new__(kind)

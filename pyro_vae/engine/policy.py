@@ -15,7 +15,7 @@ from torch import fx
 CALLS_BEFORE_CAPTURE = 100
 #: Calls that repay capturing, where their number is known.
 CALLS_WORTH_CAPTURE = 100
-#: Calls that may change what the program reaches before the program counts as one that always does: first calls set things up.
+#: Observed calls that may change what the program reaches, as first calls do; a program that goes on is not captured.
 SETTING_UP = 2
 #: Settings of the watched values for which graphs are kept; a value that changes more often is one that always changes.
 MOST_SETTINGS = 8
@@ -31,6 +31,8 @@ MOST_BYTES = 1 << 16
 MOST_MISSES, SHARE_OF_MISSES = 10, 0.25
 #: Numbers of a tensor that a graph may have burnt in under a guard.
 MOST_BURNT = 64
+#: Lengths of packed sequences that a graph may have burnt in.
+MOST_LENGTHS = 4096
 
 
 def is_verified(calls: int) -> bool:

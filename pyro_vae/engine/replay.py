@@ -89,12 +89,13 @@ class _Waiting:
 class Replay:
     """`function(*args, **kwargs)`, with what it does captured once per kind of batch and replayed.
 
-    Calls of a kind run eagerly until capturing pays (`policy`), and then under a profiler, until one of them has changed
-    nothing that the programs can reach, asked nothing of the world outside, and executed no code that is new (`observe`). The
-    call after that is traced. Replays are verified against eager calls at growing intervals (`verify`). A kind is the shapes,
-    dtypes and devices of the tensors in the arguments, and the value of everything else; floats that change from call to call
-    become tensors. What the programs reach is watched, and another state of it gets graphs of its own. What can't be
-    captured runs eagerly; one warning says why.
+    Calls of a kind run eagerly until capturing pays (`policy`). Then they run under a profiler (`observe`), until one of them
+    has changed nothing that the programs can reach, has asked nothing of the world outside, and has executed no new code. The
+    next call is traced. Replays are verified against eager calls at growing intervals (`verify`).
+
+    A kind is the shapes, dtypes and devices of the tensors in the arguments, and the value of everything else; floats that
+    change from call to call become tensors. What the programs reach is watched, and another state of it gets graphs of its
+    own. Programs that cannot be captured run eagerly; one warning names the reason.
 
     Args:
         function: of batches, to nested tensors. It may take gradients by itself.

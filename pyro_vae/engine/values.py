@@ -19,7 +19,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from pyro_vae.engine import compat
-from pyro_vae.engine.policy import MOST_BURNT
+from pyro_vae.engine.policy import MOST_BURNT, MOST_LENGTHS
 
 
 class CaptureError(RuntimeError):
@@ -49,15 +49,15 @@ class Values(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _HANDLED:
             return _HANDLED[func](self, func, *args, **kwargs)
-        if func in _REFUSED or (func is torch.Tensor.__getitem__ and _by_mask(args[1])):
-            refuse(_REFUSED.get(func, _COUNTED))
+        if func in _REFUSED:
+            refuse(_REFUSED[func])
         if kwargs.get("generator") is not None or any(isinstance(arg, torch.Generator) for arg in args):
             refuse("draws from a generator of its own")
         return func(*args, **kwargs)
 
-    def burn(self, tensor: torch.Tensor) -> Any:
+    def burn(self, tensor: torch.Tensor, most: int = MOST_BURNT) -> Any:
         """The tensor's values, as Python's, which the graph may use as long as they are the same."""
-        if tensor.numel() > MOST_BURNT:
+        if tensor.numel() > most:
             refuse("asks for the values of a large tensor")
         tensor = tensor.detach()
         with compat.untraced():
@@ -80,8 +80,23 @@ def refuse(what: str) -> None:
 # --- what is handled ------------------------------------------------------------------------------------------------
 
 
-def _item(mode: Values, func: Any, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().reshape(())
+def _item(mode: Values, func: Any, tensor: torch.Tensor) -> Any:
+    """Numbers with a fraction stay tensors; whole ones are sizes and places, as a rule, and are Python's."""
+    tensor = tensor.detach().reshape(())
+    return tensor if tensor.is_floating_point() or tensor.is_complex() else mode.burn(tensor)
+
+
+def _get_item(mode: Values, func: Any, tensor: torch.Tensor, index: Any) -> torch.Tensor:
+    """A mask gives as many entries as it did; a number that is a tensor stays one."""
+    if _is_mask(index):
+        count = int(mode.burn(index.sum()))
+        places = torch.nonzero_static(index.bool(), size=count)
+        return func(tensor, tuple(places.unbind(1)))
+    if isinstance(index, tuple) and any(map(_is_mask, index)):
+        refuse(_COUNTED)
+    if isinstance(index, torch.Tensor) and not index.dim():
+        return tensor.index_select(0, index.reshape(1).to(tensor.device)).squeeze(0)
+    return func(tensor, index)
 
 
 def _truth(mode: Values, func: Any, tensor: torch.Tensor) -> bool:
@@ -159,13 +174,15 @@ def _register_hook(mode: Values, func: Any, tensor: torch.Tensor, hook: Callable
     return func(tensor, looked_on)
 
 
-def _recurrent(mode: Values, func: Any, data: torch.Tensor, second: Any, *args: Any, **kwargs: Any) -> Any:
+def _of_lengths(mode: Values, func: Any, data: torch.Tensor, second: Any, *args: Any, **kwargs: Any) -> Any:
+    """torch reads the lengths of packed sequences where it does not say so."""
     if isinstance(second, torch.Tensor) and second.dtype == torch.long:
-        refuse("runs over sequences whose lengths are values")
+        mode.burn(second, MOST_LENGTHS)
     return func(data, second, *args, **kwargs)
 
 
 _COUNTED = "gives a tensor whose shape depends on values"
+_PACKED = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _HANDLED: dict[Any, Callable[..., Any]] = {
     torch.Tensor.item: _item,
     **dict.fromkeys((torch.Tensor.__bool__, torch.Tensor.is_nonzero, torch.is_nonzero), _truth),
@@ -179,7 +196,8 @@ _HANDLED: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.masked_select, torch.Tensor.masked_select), _masked_select),
     **dict.fromkeys((torch.where, torch.Tensor.where), _where),
     **dict.fromkeys((torch.repeat_interleave, torch.Tensor.repeat_interleave), _repeat_interleave),
-    **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), _recurrent),
+    **dict.fromkeys((*_PACKED, torch._pack_padded_sequence, torch._pad_packed_sequence), _of_lengths),
+    torch.Tensor.__getitem__: _get_item,
 }
 _REFUSED = {
     **dict.fromkeys((torch.Tensor.__float__, torch.Tensor.__complex__), "turns a tensor into a Python number"),
@@ -188,8 +206,6 @@ _REFUSED = {
     **dict.fromkeys((torch.Tensor.data_ptr, torch.Tensor.untyped_storage), "looks at a tensor's memory"),
     **dict.fromkeys((torch.Tensor.__reduce_ex__, torch.Tensor.__dlpack__), "copies a tensor's values out"),
     torch.Tensor._version.__get__: "asks for a tensor's version",  # type: ignore[attr-defined]
-    torch._pack_padded_sequence: "packs sequences whose lengths are values of a tensor",
-    torch._pad_packed_sequence: "unpacks sequences whose lengths are values of a tensor",
     **dict.fromkeys(
         (
             *(torch.nonzero, torch.argwhere, torch.unique, torch.unique_consecutive, torch.bincount),
@@ -201,9 +217,8 @@ _REFUSED = {
 }
 
 
-def _by_mask(index: Any) -> bool:
-    parts = index if isinstance(index, tuple) else (index,)
-    return any(isinstance(part, torch.Tensor) and part.dtype in (torch.bool, torch.uint8) for part in parts)
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8) and index.dim() > 0
 
 
 def _asked_by(code: Any) -> bool:

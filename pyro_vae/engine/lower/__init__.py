@@ -7,7 +7,7 @@ it in a file of its own and name it there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import fx

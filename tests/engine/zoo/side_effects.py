@@ -62,7 +62,7 @@ def generator_sent_to():
     return alone(lambda x: observe(x, decoder, values.send(rate)), kept=lambda: values.send(0.0))
 
 
-@program("batches", "iterator", "stream", visible=False)
+@program("batches", "iterator", "stream", "generator", visible=False)
 def data_loader_iterator_in_closure():
     """The model takes its batch from an iterator of a DataLoader."""
     from torch.utils.data import DataLoader
