@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pyro_vae import lowering, replay
-from pyro_vae.engine.trace import CaptureError
 from pyro_vae.engine.replay import CAPTURE_FROM, MAX_KINDS, Replay
+from pyro_vae.engine.trace import CaptureError
 
 WEIGHT = torch.tensor([2.0, 3.0])
 
