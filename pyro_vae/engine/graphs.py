@@ -62,6 +62,15 @@ def is_random(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
+def has_varying_shape(node: fx.Node) -> bool:
+    """Whether the shape of the result depends on values."""
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.dynamic_output_shape not in node.target.tags:
+        return False
+    if node.target is not aten.index.Tensor:
+        return True
+    return any(value_of(index).dtype in (torch.bool, torch.uint8) for index in node.args[1] if index is not None)
+
+
 def value_of(node: fx.Node) -> torch.Tensor:
     """What the node gave at capture, as far as shape, strides, dtype and device go."""
     return node.meta["val"]

@@ -27,7 +27,7 @@ from torch import fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from pyro_vae.engine import compat
-from pyro_vae.engine.graphs import FACTORIES, aten, clean, is_mutable, is_random
+from pyro_vae.engine.graphs import FACTORIES, aten, clean, has_varying_shape, is_mutable, is_random
 from pyro_vae.engine.values import CaptureError, Guard, Values, users_line
 from pyro_vae.pair import kept_random_state
 
@@ -116,9 +116,8 @@ def capture(function: Callable[..., Any], *inputs: torch.Tensor) -> Captured:
         raise CaptureError(_why(error)) from error
     held = _lift(traced)
     lines = _join_guards(traced, [guard.line for guard in guards])
-    for node in traced.graph.nodes:
-        if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.dynamic_output_shape in node.target.tags:
-            raise CaptureError(f"{node.target} gives a tensor whose shape depends on values")
+    if (node := next(filter(has_varying_shape, traced.graph.nodes), None)) is not None:
+        raise CaptureError(f"{node.target} gives a tensor whose shape depends on values")
     with torch.no_grad():
         graph = _functional(traced, [*held, *inputs])
     clean(graph)

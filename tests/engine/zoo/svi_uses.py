@@ -1,29 +1,23 @@
 """Ways of using SVI: parts replaced, contexts around steps, several SVIs, subclasses, threads."""
 
-import contextlib
 import copy
-import threading
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from pyro.infer.util import torch_item
 
 from tests.engine.zoo.parameters import once
 from tests.engine.zoo.program import (
     Program,
     alone,
-    batches,
-    changes,
     changing,
     decoder_net,
     encoder_net,
     infer,
     observe,
     program,
-    usual_guide,
     usual_model,
 )
 
@@ -182,125 +176,6 @@ def new_svi_made():
     return made
 
 
-def within(context, **options):
-    """Steps inside a context, at steps 1 to 9 and from 25 on."""
-    moving = changes()
-
-    def take(run, step):
-        inside = moving and (1 <= step < 10 or step >= 25)
-        with context() if inside else contextlib.nullcontext():
-            return run.svi.step(*run.args(step))
-
-    return alone(usual_model(), take=take, **options)
-
-
-@program()
-def scale_around_step():
-    """`poutine.scale` around the step."""
-    return within(lambda: poutine.scale(scale=0.3))
-
-
-@program()
-def condition_around_step():
-    """`poutine.condition` around the step."""
-    return within(lambda: poutine.condition(data={"z": torch.ones(8, 2)}))
-
-
-@program()
-def seed_around_step():
-    """`poutine.seed` around the step."""
-    return within(lambda: poutine.seed(rng_seed=3))
-
-
-@program()
-def fork_rng_around_step():
-    """`torch.random.fork_rng` around the step."""
-    return within(lambda: torch.random.fork_rng(devices=[]))
-
-
-@program()
-def no_grad_around_step():
-    """`torch.no_grad` around the step: nothing is trained."""
-    return within(torch.no_grad)
-
-
-@program()
-def inference_mode_around_step():
-    """`torch.inference_mode` around the step."""
-    return within(torch.inference_mode)
-
-
-@program()
-def autocast_around_step():
-    """`torch.autocast` to bfloat16 around the step."""
-    return within(lambda: torch.autocast("cpu", dtype=torch.bfloat16))
-
-
-@quiet
-def anomaly_detection_around_step():
-    """`torch.autograd.detect_anomaly` around the step."""
-    return within(lambda: torch.autograd.set_detect_anomaly(True))
-
-
-@quiet
-def validation_off_around_step():
-    """`pyro.validation_enabled(False)` around the step, with an observation outside the support."""
-    decoder = decoder_net()
-
-    def model(x):
-        pyro.module("decoder", decoder)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x.sigmoid())
-
-    made = within(lambda: pyro.validation_enabled(False))
-    made.model = model
-    return made
-
-
-@quiet
-def trace_around_step():
-    """`poutine.trace` around the step records its sites."""
-    names = []
-
-    def take(run, step):
-        with poutine.trace() as recorded:
-            loss = run.svi.step(*run.args(step))
-        names.append(sorted(recorded.trace.nodes))
-        return loss
-
-    return alone(usual_model(), take=take, kept=lambda: names)
-
-
-@quiet
-def messenger_that_counts():
-    """A Messenger of the user's around the model counts its sites."""
-
-    class Counting(poutine.messenger.Messenger):
-        sites = 0
-
-        def _pyro_sample(self, msg):
-            self.sites += 1
-
-    counting = Counting()
-    return alone(counting(usual_model()), kept=lambda: counting.sites)
-
-
-@program()
-def lifted_by_messenger():
-    """A Messenger of the user's changes a site's value, by an attribute that changes."""
-
-    class Shifts(poutine.messenger.Messenger):
-        shift = 0.0
-
-        def _pyro_post_sample(self, msg):
-            if msg["name"] == "z":
-                msg["value"] = msg["value"] + self.shift
-
-    shifts, encoder = Shifts(), encoder_net()
-    return changing(usual_model(), lambda value: setattr(shifts, "shift", value), shifts(lambda x: infer(x, encoder)))
-
-
 @quiet
 def subclass_of_svi():
     """A subclass of SVI, whose `step` records the losses."""
@@ -424,57 +299,4 @@ def optimizer_state_read():
         return loss
 
     made.take, made.kept = take, lambda: states
-    return made
-
-
-@quiet
-def threads_in_turn():
-    """Two SVIs in two threads, which take turns."""
-    made, others, data = usual(), [], batches()
-    made.start = lambda: others.append(made.make(made.model, made.guide, pyro.optim.SGD({"lr": 1e-3}), Trace_ELBO()))
-
-    def in_thread(function, *args):
-        results = []
-
-        def work():
-            torch.set_num_threads(1)
-            try:
-                results.append(function(*args))
-            except Exception as error:
-                results.append(error)
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-        if isinstance(results[0], Exception):
-            raise results[0]
-        return results[0]
-
-    made.take = lambda run, step: [run.svi.step(data[step % 3]), in_thread(others[0].step, data[step % 3])]
-    return made
-
-
-@quiet
-def functions_of_pyro_in_other_thread():
-    """Another thread calls Pyro's functions and checks distributions all the while."""
-    stop, seen = threading.Event(), set()
-
-    def watch():
-        while not stop.is_set():
-            seen.add(type(torch_item(torch.ones(()))).__name__)
-            try:
-                dist.Normal(0.0, -1.0)
-                seen.add("not validated")
-            except ValueError:
-                seen.add("validated")
-            stop.wait(0.0005)
-
-    thread = threading.Thread(target=watch)
-
-    def close():
-        stop.set()
-        thread.join()
-
-    made = alone(usual_model(), usual_guide(), kept=lambda: seen, close=close)
-    made.start = thread.start
     return made
