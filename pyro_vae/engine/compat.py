@@ -6,6 +6,7 @@ A name that a release lacks turns off what needs it, and programs run eagerly or
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -126,12 +127,12 @@ def fused_adam(decoupled: bool) -> Callable[..., None]:
     return torch._fused_adamw_ if decoupled else torch._fused_adam_
 
 
-_of_all_optimizers = _probe(
-    lambda: (
-        torch.optim.optimizer._global_optimizer_pre_hooks,
-        torch.optim.optimizer._global_optimizer_post_hooks,
-    )
-)
+def _hooks_of_all_optimizers() -> tuple[dict[int, Any], ...]:
+    module = importlib.import_module("torch.optim.optimizer")  # torch.optim has no attribute of this name
+    return module._global_optimizer_pre_hooks, module._global_optimizer_post_hooks
+
+
+_of_all_optimizers = _probe(_hooks_of_all_optimizers)
 
 
 def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:

@@ -38,7 +38,11 @@ def regression():
     return gradients, {name: store[name] for name in sorted(params)}, x, y
 
 
-def started(make=functools.partial(torch.optim.Adam, lr=0.1)):
+def adam(params):
+    return torch.optim.Adam(params, lr=0.1)
+
+
+def started(make=adam):
     """Some parameters, an optimizer that has taken its first step, and a list of gradients."""
     gradients, params, x, y = regression()
     optimizer = make(list(params.values()))
