@@ -169,6 +169,8 @@ class _Profile:
         if (module in _SEEDS[0] and code.co_name in _SEEDS[1]) or module.startswith("torch.utils.data"):
             what = "iterates over a data loader" if "data" in module else "seeds or sets torch's random state"
             self._refuse(frame, what)
+        if root == "importlib" and code.co_name in ("import_module", "reload") and not self._is_library(frame.f_back):
+            self._refuse(frame, "imports a module by its name")
         if root in sys.stdlib_module_names and root not in _PURE and module != "__main__":
             if frame.f_back is not None and self._is_library(frame.f_back):
                 return

@@ -16,6 +16,7 @@ import enum
 import fractions
 import functools
 import gc
+import operator
 import pathlib
 import re
 import sys
@@ -42,7 +43,7 @@ _FIXED = (
 _OPAQUE = (
     *(types.MethodDescriptorType, types.WrapperDescriptorType, types.CodeType, types.GetSetDescriptorType),
     *( types.MemberDescriptorType, types.ClassMethodDescriptorType),
-    *(weakref.ReferenceType, weakref.ProxyType, torch._ops.OpOverload, torch._ops.OpOverloadPacket, types.GenericAlias),
+    *(torch._ops.OpOverload, torch._ops.OpOverloadPacket, types.GenericAlias),
 )
 MISSING = object()
 
@@ -57,7 +58,12 @@ class Kind(enum.IntEnum):
     ENTRY, OF_CLASS, ITEM, ATTRIBUTE, CELL = range(5)
     PART = 5  #: of something that cannot change, such as a tuple: compared only where the whole was replaced
     SIZE = 6  #: of an instance's attributes: a change of it alone leads to a second look
-    LENGTH, KEYS, VALUES, CONTENT = range(7, 11)
+    LENGTH, KEYS, VALUES, CONTENT, TYPE = range(7, 12)
+    REFERENT = 12  #: of a weak reference
+
+
+class _AnyName(Exception):
+    """Attributes are read by names that stand nowhere in code."""
 
 
 class Place(NamedTuple):
@@ -90,13 +96,20 @@ class Reach:
 
     def __init__(self, roots: Sequence[Any], executed: Executed):
         self.executed = executed
+        try:
+            self._walk(roots)
+        except _AnyName:
+            executed.any_name = True
+            self._walk(roots)
+
+    def _walk(self, roots: Sequence[Any]) -> None:
         self.places: list[Place] = []
         self._seen: dict[int, Any] = {}
         self._stack: list[tuple[Any, str]] = []
         for i, root in enumerate(roots):
             self._add(Kind.PART, roots, i, root, _name(root))
         self._empty()
-        for code, namespace in executed.codes.items():
+        for code, namespace in self.executed.codes.items():
             self._look_at_globals(code, namespace)
         self._empty()
         if unmet := self._unmet():
@@ -105,7 +118,7 @@ class Reach:
 
     def _unmet(self) -> set[types.CodeType]:
         """Executed code with a closure that is held by nothing seen so far; what a function made as it ran is left out."""
-        met = {thing.__code__ for thing in self._seen.values() if isinstance(thing, types.FunctionType)}
+        met = {thing.__code__ for thing in self._seen.values() if type(thing) is types.FunctionType}
         inner = {constant for code in self.executed.codes for constant in code.co_consts if is_code(constant)}
         return {code for code in self.executed.codes if code.co_freevars and code not in met and code not in inner}
 
@@ -119,16 +132,16 @@ class Reach:
                 raise Unseen(f"{path} and what else the programs reach are more than {MOST_PLACES} values")
 
     def _add(self, kind: Kind, holder: Any, key: Any, value: Any, path: str) -> None:
-        leaf = kind >= Kind.SIZE or is_leaf(value)
+        leaf = Kind.SIZE <= kind <= Kind.TYPE or is_leaf(value)
         self.places.append(Place(kind, holder, key, value, path, leaf))
         if not leaf:
             self._stack.append((value, path))
 
     def _look(self, thing: Any, path: str) -> None:
-        if is_leaf(thing) and not isinstance(thing, torch.Tensor):
+        if is_leaf(thing):
             return
-        for kind, look in _LOOKS:
-            if isinstance(thing, kind):
+        for kinds, look in _LOOKS:
+            if issubclass(type(thing), kinds):
                 look(self, thing, path)
                 return
         self._look_at_instance(thing, path)
@@ -169,11 +182,15 @@ class Reach:
     def _look_at_content(self, thing: Any, path: str) -> None:
         self._add(Kind.CONTENT, thing, content_of, content_of(thing), path)
 
+    def _look_at_reference(self, thing: weakref.ref[Any], path: str) -> None:
+        self._add(Kind.REFERENT, thing, None, thing(), path)
+
     def _look_at_tensor(self, thing: torch.Tensor, path: str) -> None:
         for name in ("requires_grad", "_backward_hooks"):
             self._add(Kind.ATTRIBUTE, thing, name, getattr(thing, name, MISSING), path)
         if thing.requires_grad:
             self._add(Kind.ATTRIBUTE, thing, "_post_accumulate_grad_hooks", thing._post_accumulate_grad_hooks, path)
+        self._look_at_namespace(thing, path)
 
     # --- code -----------------------------------------------------------------------------------------------------
 
@@ -190,6 +207,8 @@ class Reach:
             value = namespace.get(name, MISSING)
             if value is not MISSING or hasattr(builtins, name):
                 self._add(Kind.ENTRY, namespace, name, value, f"global {name}")
+            elif (module := sys.modules.get(name)) is not None:  # imported where it is used
+                self._add(Kind.ENTRY, sys.modules, name, module, name)
 
     def _look_at_module(self, thing: types.ModuleType, path: str) -> None:
         if thing.__name__.startswith("numpy.random"):
@@ -222,29 +241,40 @@ class Reach:
 
     def _look_at_instance(self, thing: Any, path: str) -> None:
         kind = type(thing)
+        if kind in (operator.attrgetter, operator.methodcaller):
+            if not self.executed.any_name:
+                raise _AnyName
+            self._add(Kind.PART, thing, None, repr(thing), path)
+            return
         if root_of(kind.__module__) in sys.stdlib_module_names and not _is_pure(kind.__module__):
             return  # whoever uses it is found out by doing so
         compiled = [c for c in kind.__mro__ if c not in (object, types.SimpleNamespace) and not _is_python(c)]
         if hasattr(kind, "__next__") and not _is_python(kind):
             raise Unseen(f"{path} is an iterator ({kind.__name__}), which calls use up")
-        if compiled and not isinstance(thing, BaseException):
+        if compiled and not issubclass(kind, (BaseException, enum.Enum)):
             raise Unseen(f"{path} is a {kind.__module__}.{kind.__qualname__}, whose changes cannot be seen")
         self._look_at_attributes(thing, path)
 
     def _look_at_attributes(self, thing: Any, path: str) -> None:
         kind = type(thing)
-        self._add(Kind.ATTRIBUTE, thing, "__class__", kind, f"the class of {path}")
-        held = getattr(thing, "__dict__", None)
-        if isinstance(held, dict):
-            self._add(Kind.SIZE, held, None, len(held), path)
-            for name, value in held.items():
-                if self._counts(name) and not (str(name).startswith("_cached_") and not _is_own_attribute(thing)):
-                    self._add(Kind.ENTRY, held, name, value, f"{path}.{name}")
+        self._add(Kind.TYPE, thing, None, kind, f"the class of {path}")
+        self._stack.append((kind, kind.__qualname__))
+        self._look_at_namespace(thing, path)
         for part in kind.__mro__:
             slots = vars(part).get("__slots__", ())
             for name in (slots,) if isinstance(slots, str) else slots:
                 if self._counts(name) and name not in ("__dict__", "__weakref__"):
                     self._add(Kind.ATTRIBUTE, thing, name, getattr(thing, name, MISSING), f"{path}.{name}")
+
+    def _look_at_namespace(self, thing: Any, path: str) -> None:
+        try:
+            held = object.__getattribute__(thing, "__dict__")  # past what the user's class makes of it
+        except AttributeError:
+            return
+        self._add(Kind.SIZE, held, None, len(held), path)
+        for name, value in held.items():
+            if self._counts(name) and not (str(name).startswith("_cached_") and not _is_own_attribute(thing)):
+                self._add(Kind.ENTRY, held, name, value, f"{path}.{name}")
 
 
 _DUNDERS = frozenset(
@@ -267,19 +297,23 @@ _LOOKS: tuple[tuple[Any, Callable[..., None]], ...] = (
     ((tuple, frozenset), Reach._look_at_tuple),
     (set, Reach._look_at_set),
     (np.ndarray, Reach._look_at_array),
+    (weakref.ref, Reach._look_at_reference),
     (_CONTENTS, Reach._look_at_content),
 )
 
 
 def is_leaf(value: Any) -> bool:
     """Whether a value has no parts of its own: it is compared, or is one of a library's."""
-    if value is MISSING or isinstance(value, _OPAQUE):
+    kind = type(value)  # isinstance would ask a class of the user's
+    if value is MISSING or issubclass(kind, (*_OPAQUE, operator.itemgetter)):
         return True
-    if isinstance(value, types.BuiltinFunctionType):
+    if issubclass(kind, types.BuiltinFunctionType):
         return value.__self__ is None or isinstance(value.__self__, (types.ModuleType, type))
-    if isinstance(value, _FIXED):
-        return not hasattr(value, "__dict__") or isinstance(value, (enum.Enum, pathlib.PurePath, datetime.tzinfo))
-    return isinstance(value, type) and not _is_own(value)
+    if issubclass(kind, enum.Enum):
+        return not _is_own(kind)
+    if issubclass(kind, _FIXED):
+        return not hasattr(value, "__dict__") or issubclass(kind, (pathlib.PurePath, datetime.tzinfo))
+    return issubclass(kind, type) and not _is_own(value)
 
 
 def content_of(thing: Any) -> Any:
@@ -304,7 +338,8 @@ def contents(cell: types.CellType) -> Any:
 
 
 def _name(thing: Any, otherwise: str = "") -> str:
-    return getattr(thing, "__qualname__", None) or otherwise or type(thing).__qualname__
+    kinds = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+    return thing.__qualname__ if issubclass(type(thing), kinds) else otherwise or type(thing).__qualname__
 
 
 def is_code(thing: Any) -> bool:
@@ -313,7 +348,7 @@ def is_code(thing: Any) -> bool:
 
 
 def _is_function_of(thing: Any, codes: set[types.CodeType]) -> bool:
-    return isinstance(thing, types.FunctionType) and thing.__code__ in codes
+    return type(thing) is types.FunctionType and thing.__code__ in codes
 
 
 def _is_own(kind: type) -> bool:
@@ -333,4 +368,7 @@ def _is_pure(module: str) -> bool:
 
 def _is_python(kind: type) -> bool:
     """Whether a class is written in Python, so that all that it holds can be seen."""
-    return bool(kind.__flags__ & 1 << 9) and type(kind).__name__ != "pybind11_type"
+    heap, immutable = 1 << 9, 1 << 8
+    if not kind.__flags__ & heap or kind.__flags__ & immutable or type(kind).__name__ == "pybind11_type":
+        return False
+    return "__slots__" in vars(kind) or any("__dict__" in vars(base) for base in kind.__mro__)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
+import functools
 import itertools
 import operator
 import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from pyro_vae.engine import compat
@@ -81,7 +85,7 @@ class Watch:
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """The watched tensors."""
-        return (place.value for place in self.places if isinstance(place.value, torch.Tensor))
+        return (place.value for place in self.places if issubclass(type(place.value), torch.Tensor))
 
     def _set(self, places: list[Place]) -> None:
         self.places = places
@@ -89,7 +93,7 @@ class Watch:
         for place in [*places, *self._further]:
             if place.kind is Kind.PART:
                 continue
-            kind = (place.kind, isinstance(place.holder, list)) if place.kind is Kind.ITEM else place.kind
+            kind = (place.kind, issubclass(type(place.holder), list)) if place.kind is Kind.ITEM else place.kind
             parted.setdefault(kind, []).append(place)
         self._columns = [
             (_COLUMNS[kind], *([place[i] for place in part] for i in (1, 2, 3)))
@@ -122,10 +126,18 @@ _COLUMNS: dict[Any, Callable[..., bool]] = {
     Kind.LENGTH: _by_value(len),
     Kind.KEYS: _by_value(list),
     Kind.VALUES: _by_value(frozenset),
+    Kind.TYPE: lambda holders, keys, values: all(map(operator.is_, map(type, holders), values)),
+    Kind.REFERENT: lambda holders, keys, values: all(h() is v for h, v in zip(holders, values, strict=True)),
     Kind.CONTENT: lambda holders, reads, values: all(
         read(holder) == value for holder, read, value in zip(holders, reads, values, strict=True)
     ),
 }
+
+
+_BY_PARTS = frozenset(
+    (dict, list, tuple, set, frozenset, collections.deque, collections.OrderedDict, collections.defaultdict, np.ndarray)
+    + (types.FunctionType, types.MethodType, types.SimpleNamespace, argparse.Namespace, functools.partial, bytearray, weakref.ref)
+)
 
 
 def _same(old: Place, new: Place, moved: dict[int, tuple[torch.Tensor, torch.Tensor]] | None) -> bool:
@@ -134,12 +146,14 @@ def _same(old: Place, new: Place, moved: dict[int, tuple[torch.Tensor, torch.Ten
         return False
     if old.kind is Kind.SIZE:
         return True
-    if isinstance(old.value, torch.Tensor):
+    if issubclass(type(old.value), torch.Tensor):
         if old.value is not new.value and (moved is None or not _alike(old.value, new.value)):
             return False
         return moved is None or moved.setdefault(id(old.value), (old.value, new.value))[1] is new.value
-    if not old.leaf or old.value is new.value:
+    if old.value is new.value:
         return True
+    if not old.leaf:
+        return type(old.value) in _BY_PARTS  # others may be told apart by identity
     if old.value != old.value and new.value != new.value:  # not a number
         return True
     try:
