@@ -10,6 +10,7 @@ import torch
 from torch.distributions import constraints
 
 from pyro_vae.svi import SVI
+from tests.engine.faults import fault
 
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
 AT = 6  # the step before which something changes; some are captured before it, and some after
@@ -240,7 +241,7 @@ def test_users_may_keep_more_in_an_optimizer():
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.xfail(reason="copying an SVI fails on memory views, and its copy trains the parameters of the first")
+@fault("copying an SVI fails on memory views, and its copy trains the parameters of the first")
 def test_a_copy_trains_parameters_of_its_own():
     with pyro.settings.context(module_local_params=True):
 

@@ -30,6 +30,7 @@ from pyro_vae.engine import policy
 from pyro_vae.errors import InputError
 from pyro_vae.svi import SVI
 from tests.engine.counter import counted
+from tests.engine.faults import fault
 
 X = (torch.rand(24, 12, generator=torch.Generator().manual_seed(0)) < 0.4).float()
 
@@ -165,7 +166,7 @@ FAULTS = {
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=pytest.mark.xfail(reason=FAULTS[case]) if case in FAULTS else ()) for case in CASES],
+    [pytest.param(case, marks=fault(FAULTS[case]) if case in FAULTS else ()) for case in CASES],
 )
 def test_same_losses_and_parameters_as_pyro(case):
     make, loss = CASES[case]
@@ -223,7 +224,7 @@ def test_optimizers_move_parameters_as_in_pyro_and_keep_their_state(name):
         assert state[key]["param_groups"][0].get("lr") == pytest.approx(then["param_groups"][0].get("lr"))
 
 
-@pytest.mark.xfail(reason="FusedAdam takes the schedulers that PyroLRScheduler holds for optimizers")
+@fault("FusedAdam takes the schedulers that PyroLRScheduler holds for optimizers")
 def test_a_scheduler_reaches_the_joint_optimizer():
     def run(kind, **options):
         pyro.clear_param_store()
@@ -274,7 +275,7 @@ def test_a_torch_optimizer_moves_the_parameters_that_it_holds():
         SVI(module, lambda x: None, pyro.optim.Adam({}), Trace_ELBO(), compile="fast")
 
 
-@pytest.mark.xfail(reason="the watch keeps looking at dictionaries that clearing the store replaces")
+@fault("the watch keeps looking at dictionaries that clearing the store replaces")
 def test_clearing_the_store_starts_anew():
     svi, _first, _ = losses_of(SVI, make_vae, Trace_ELBO, [X] * 4, compile="graph")
     pyro.clear_param_store()
@@ -376,7 +377,7 @@ def test_attributes_and_modes_that_users_set_between_steps_are_seen():
     assert svi.how == "captured"
 
 
-@pytest.mark.xfail(reason="before there is a graph, a tensor that is replaced at each step counts as a change")
+@fault("before there is a graph, a tensor that is replaced at each step counts as a change")
 def test_a_tensor_that_users_replace_between_steps_needs_no_new_graph():
     def prepare(model, i):
         model.beta = torch.tensor(0.1 * (i + 1))
