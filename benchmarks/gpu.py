@@ -46,7 +46,8 @@ def make_vae(device: str) -> VAE:
 
 def whole_step(pair: Any, x: torch.Tensor, compile: str = "inductor") -> WholeStep:
     """Our step as `fit` takes it on a card, for positions in x."""
-    gradients = Gradients(pair.objective().loss_and_grads, pair.model, pair.guide, size=len)
+    loss_and_grads = pair.objective().loss_and_grads
+    gradients = Gradients(lambda: (pair.model, pair.guide, loss_and_grads), size=len)
     gradients(x[:4])
     on_card = x.device.type == "cuda"
     rate = torch.tensor(LR, device=x.device) if on_card else LR
