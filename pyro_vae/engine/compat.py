@@ -117,9 +117,18 @@ def is_complete() -> bool:
     return handlers is not None
 
 
+@functools.cache
 def has_fused_adam() -> bool:
-    """Whether torch's fused kernels of Adam and AdamW are there."""
-    return hasattr(torch, "_fused_adam_") and hasattr(torch, "_fused_adamw_")
+    """Whether torch's fused kernels of Adam and AdamW are there, and take what `step.fused` gives them."""
+    numbers = {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8}
+    try:
+        for decoupled in (False, True):
+            param, gradient, m, v, count = (torch.ones(shape) for shape in (1, 1, 1, 1, ()))
+            kernel = fused_adam(decoupled)
+            kernel([param], [gradient], [m], [v], [], [count], **numbers, amsgrad=False, maximize=False)
+    except Exception:  # a name that is missing, or another signature: the optimizers take their steps by themselves
+        return False
+    return True
 
 
 def fused_adam(decoupled: bool) -> Callable[..., None]:

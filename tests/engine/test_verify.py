@@ -329,3 +329,19 @@ def test_a_program_of_pyro_with_a_wrong_gradient_is_found(caplog):
             step(X)
     assert step.how == "eager (not captured)"
     assert "gives other values" in caplog.text
+
+
+@fault("how far rounding moves the results is asked after the eager call has written to its tensors")
+def test_a_wrong_number_beside_a_tensor_that_is_written_to_is_found():
+    total = torch.zeros(2)
+
+    def function(x):
+        total.add_(x)
+        return {"loss": total.sum() * 1, "parts": [total * WEIGHT, "text"]}
+
+    step, graph, _ = captured_step(5, function)
+    recorded = graph.captured.recorded
+    graph.captured.recorded = lambda *t: [v * 1.001 for v in recorded(*t)]
+    for _ in range(10):
+        step(torch.ones(2))
+    assert step.how == "eager (not captured)"
