@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from pyro import poutine
+from pyro import get_param_store, poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import nn
@@ -188,10 +188,14 @@ def evaluating(pair: ModelAndGuide) -> Iterator[None]:
 
 
 def device_of(pair: ModelAndGuide, default: torch.device | str = "cpu") -> torch.device:
-    """Where the pair's first parameter lives."""
+    """The device of the pair's first parameter, in a module or, once the pair was fitted, in Pyro's store."""
     for module in modules(pair):
         for parameter in module.parameters():
             return parameter.device
+    store = get_param_store()
+    for name in registered(pair):
+        if name in store:
+            return store[name].device
     return torch.device(default)
 
 
@@ -324,7 +328,7 @@ def blank_batch(pair: ModelAndGuide, size: int, like: Any = None, condition: Any
         shapes = _met[pair]
     else:
         raise InputError("What x looks like is not known before the pair has been fitted; pass like=x[:1].")
-    device = device_of(pair)
+    device = device_of(pair, "cpu" if like is None else as_batch(like)[0].device)
     extra = as_batch(condition) if condition is not None else ()
     if len(shapes) - 1 > len(extra):
         raise InputError(f"The model takes {len(shapes)} tensors; pass the {len(shapes) - 1} after x as condition=.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, ClassVar
 
 import torch
@@ -91,8 +90,8 @@ class OneHotGroups(TorchDistribution):
     def enumerate_support(self, expand: bool = True) -> torch.Tensor:
         """All C^G codes, shape (C^G, *batch, G · C)."""
         groups = self.logits.shape[-2]
-        rows = list(itertools.product(range(self.categories), repeat=groups))
-        codes = self._one_hot(torch.tensor(rows, device=self.logits.device))
+        categories = torch.arange(self.categories, device=self.logits.device)
+        codes = self._one_hot(torch.cartesian_prod(*[categories] * groups).reshape(-1, groups))
         codes = codes.reshape(-1, *(1,) * len(self.batch_shape), *self.event_shape)
         return codes.expand(-1, *self.batch_shape, *self.event_shape) if expand else codes
 

@@ -51,7 +51,9 @@ class Generative(TorchDistribution):
         """The sites in order; without the user's own handlers around it, as it is one site to them."""
         parts = _Parts(value, batch, self.event_shape[0])
         given = tuple(y.expand(*batch, *y.shape[len(self.batch_shape) :]) for y in self.given)
-        with poutine.block(hide_fn=lambda msg: msg["type"] == "sample"), poutine.trace() as trace, parts:
+        hidden = poutine.block(hide_fn=lambda msg: msg["type"] == "sample")
+        # Numbers become tensors on the default device: dist.Normal(0.0, 1.0) must not draw on the CPU for a GPU.
+        with hidden, poutine.trace() as trace, parts, self.zero.device:
             self.program(*given)
         parts.check()
         sites = [s for s in trace.trace.nodes.values() if s["type"] == "sample"]

@@ -81,19 +81,23 @@ class Arguments:
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, torch.Tensor):
                 places.append(i)
-                parts.append((type(leaf), leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad))
+                same = next(k for k, other in enumerate(leaves) if other is leaf)
+                parts.append((type(leaf), leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad, same))
+                if getattr(leaf, "__dict__", None):
+                    raise Unkeyed(f"argument {i + 1} is a tensor with attributes of its own ({', '.join(vars(leaf))})")
             elif type(leaf) is float:
-                if floats.setdefault(i, leaf) != leaf:
+                if repr(floats.setdefault(i, leaf)) != repr(leaf):  # which tells 0.0 from -0.0
                     floats[i] = None  # it changes
-                parts.append(("number", floats[i]))
+                parts.append(("number", repr(floats[i])))
                 if floats[i] is None:
                     places.append(i)
             elif isinstance(leaf, PLAIN):
                 self._note(i, leaf, len(leaves))
-                parts.append((type(leaf), leaf))
+                parts.append((type(leaf), repr(leaf) if isinstance(leaf, complex) else leaf))
             elif isinstance(leaf, torch.nn.Module) or (callable(leaf) and hasattr(leaf, "__code__")):
                 objects.append(leaf)
-                parts.append(id(leaf))
+                parts.append(_Identity(leaf))
+                self._note(i, _Identity(leaf), len(leaves))
             else:
                 raise Unkeyed(f"an argument is a {type(leaf).__name__}, whose changes cannot be seen")
         device = next((leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
@@ -106,11 +110,25 @@ class Arguments:
         values = self._values.setdefault((count, place), set())
         values.add(value)
         if len(values) > MOST_VALUES:
+            value = getattr(value, "thing", value)
             what = {int: "a whole number", str: "a text"}.get(type(value), f"a {type(value).__name__}")
             raise Unkeyed(
                 f"argument {place + 1}, {what}, has had {len(values)} values, and each would need a graph of its own; "
                 "pass a tensor or a float"
             )
+
+
+class _Identity:
+    """A thing as a key: itself and no other, which lives as long as the key."""
+
+    def __init__(self, thing: Any):
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and other.thing is self.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
 
 
 def _tensor(leaf: Any, device: torch.device | None) -> torch.Tensor:
@@ -147,6 +165,6 @@ def unflatten(spec: Any, leaves: Iterator[Any]) -> Any:
         return kind._make(parts) if hasattr(kind, "_make") else kind(parts)
     if issubclass(kind, dict):
         return kind(zip(names, parts, strict=True))
-    new = object.__new__(kind)
+    new = kind.__new__(kind)
     vars(new).update(zip(names, parts, strict=True))
     return new

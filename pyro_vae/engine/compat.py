@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,11 @@ def _probe(find: Callable[[], Any]) -> Any:
 handlers = _probe(lambda: __import__("pyro.poutine.runtime", fromlist=["_PYRO_STACK"])._PYRO_STACK)
 
 
+def store_place() -> tuple[dict[str, Any], str]:
+    """Where the param store holds its dictionary of parameters, which it replaces when it is cleared."""
+    return vars(pyro.get_param_store()), "_params"
+
+
 def store_parts() -> tuple[dict[str, Any], ...]:
     """The param store's dictionaries: unconstrained parameters, constraints, names by parameter."""
     store = pyro.get_param_store()
@@ -35,17 +41,14 @@ def store_parts() -> tuple[dict[str, Any], ...]:
 
 def settings() -> tuple[Any, ...]:
     """Global settings of torch and Pyro that decide what a program does."""
-    return _PYRO_VALIDATES(), torch.distributions.Distribution._validate_args, *_torch_settings()
+    return *(read(module) for read, module in _pyro_settings()), torch.are_deterministic_algorithms_enabled(), *_torch_settings()
 
 
-def _pyro_validates() -> bool:
-    from pyro.infer.util import is_validation_enabled
-    from pyro.poutine.util import is_validation_enabled as of_poutine
-
-    return is_validation_enabled() and of_poutine()
-
-
-_PYRO_VALIDATES = _pyro_validates
+@functools.cache
+def _pyro_settings() -> list[tuple[Callable[[Any], Any], Any]]:
+    """How each of Pyro's settings is read; `pyro.settings.get()` takes ten times as long."""
+    known = pyro.settings._REGISTRY.values()
+    return [(operator.attrgetter(name), importlib.import_module(module)) for module, name, *_ in known]
 
 
 def _torch_settings() -> tuple[Any, ...]:

@@ -42,6 +42,8 @@ _WHY = {
     "_warnings": "issues a warning",
     **dict.fromkeys(("_contextvars", "contextvars"), "reads a context variable"),
 }
+_OF_SYS = frozenset({"_getframe", "exc_info", "intern", "getsizeof"})
+_SETTINGS = ("get_", "are_", "is_deterministic", "initial_seed", "memory_", "current_", "device_count")
 _BUILTINS = {
     "print": "prints",
     "input": "waits for input",
@@ -60,14 +62,16 @@ def root_of(module: str | None) -> str:
     return (module or "").partition(".")[0]
 
 
-def names_in(code: types.CodeType) -> Iterator[str]:
-    """The names that code, and the functions inside it, look up."""
+def names_in(code: types.CodeType, texts: bool = False) -> Iterator[str]:
+    """The names that code, and the functions inside it, look up; with `texts` all that it might."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from names_in(constant)
+            yield from names_in(constant, texts)
         elif isinstance(constant, tuple):  # such as the attributes of a class pattern
             yield from (name for name in constant if isinstance(name, str))
+        elif texts and isinstance(constant, str):  # such as torch's `self.__dict__["_buffers"]`
+            yield constant
 
 
 @dataclass
@@ -166,9 +170,12 @@ class _Profile:
     def _call(self, frame: types.FrameType) -> None:
         code, module = frame.f_code, frame.f_globals.get("__name__") or ""
         root = root_of(module)
-        if (module in _SEEDS[0] and code.co_name in _SEEDS[1]) or module.startswith("torch.utils.data"):
+        seeds = module in _SEEDS[0] and code.co_name in _SEEDS[1] and not self._is_ours(frame)
+        if seeds or module.startswith("torch.utils.data"):
             what = "iterates over a data loader" if "data" in module else "seeds or sets torch's random state"
             self._refuse(frame, what)
+        if _is_setting(module, code.co_name) and not self._is_library(frame.f_back):
+            self._refuse(frame, f"asks for torch's or Pyro's {code.co_name}")
         if root == "importlib" and code.co_name in ("import_module", "reload") and not self._is_library(frame.f_back):
             self._refuse(frame, "imports a module by its name")
         if root in sys.stdlib_module_names and root not in _PURE and module != "__main__":
@@ -177,7 +184,7 @@ class _Profile:
             self._refuse(frame, _WHY.get(root, f"calls {module}.{code.co_name}, whose effects cannot be seen"))
         self._seen.add(code)
         names = set(names_in(code))
-        self.executed.names |= names
+        self.executed.names.update(names_in(code, texts=True))
         if root not in LIBRARIES and (root not in sys.stdlib_module_names or module == "__main__"):
             self.executed.codes[code] = frame.f_globals
             self.executed.own_names |= names
@@ -192,7 +199,7 @@ class _Profile:
         elif root not in sys.stdlib_module_names or frame.f_globals.get("__name__") == "__main__":
             self._refuse(frame, why)
 
-    def _is_library(self, frame: types.FrameType) -> bool:
+    def _is_library(self, frame: types.FrameType | None) -> bool:
         """Whether a frame, or what called it through the standard library, is a library's."""
         while frame is not None:
             root = root_of(frame.f_globals.get("__name__"))
@@ -203,11 +210,25 @@ class _Profile:
             frame = frame.f_back
         return False
 
+    def _is_ours(self, frame: types.FrameType | None) -> bool:
+        """Whether this package sets a random state, which it puts back."""
+        while frame is not None and root_of(frame.f_globals.get("__name__")) in ("torch", "contextlib"):
+            frame = frame.f_back
+        return frame is not None and root_of(frame.f_globals.get("__name__")) == "pyro_vae"
+
     def _refuse(self, frame: types.FrameType, what: str) -> None:
         self.reason = self.reason or f"{line_of(frame)} {what}"
 
 
 _ANY = "attributes by any name"
+
+
+def _is_setting(module: str, name: str) -> bool:
+    """Whether a function tells a setting of torch's or Pyro's that is not watched."""
+    if module.startswith(("torch.backends", "pyro.settings")):
+        return True
+    places = ("torch", "torch._C", "torch.random", "torch.cuda", "torch.cuda.memory", "torch.cuda.random")
+    return module in places and name.removeprefix("_").startswith(_SETTINGS) and name != "get_default_dtype"
 
 
 def _verdict(owner: Any, name: str) -> str | None:
@@ -225,6 +246,10 @@ def _verdict(owner: Any, name: str) -> str | None:
     if module.startswith("numpy.random"):
         return "draws random numbers other than torch's"
     root = root_of(module)
+    if module == "sys" and name not in _OF_SYS:
+        return f"calls sys.{name}"
+    if _is_setting(module, name):
+        return f"asks for torch's {name}"
     if module in _WHY or root in _WHY:
         return _WHY.get(module) or _WHY[root]
     if root in LIBRARIES or root in _COMPILED_PURE:
@@ -239,6 +264,8 @@ def line_of(frame: types.FrameType | None) -> str:
         root = root_of(module)
         if module == "__main__" or (root not in LIBRARIES and root not in sys.stdlib_module_names):
             file, number = frame.f_code.co_filename, frame.f_lineno
+            if "site-packages" in file and (line := line_of(frame.f_back)) != "it":  # of a package that the user calls
+                return line
             return f"{Path(file).name}, line {number} ({linecache.getline(file, number).strip()!r})"
         frame = frame.f_back
     return "it"

@@ -18,8 +18,10 @@ import functools
 import gc
 import operator
 import pathlib
+import random
 import re
 import sys
+import threading
 import types
 import uuid
 import weakref
@@ -134,6 +136,9 @@ class Reach:
     def _add(self, kind: Kind, holder: Any, key: Any, value: Any, path: str) -> None:
         leaf = Kind.SIZE <= kind <= Kind.TYPE or is_leaf(value)
         self.places.append(Place(kind, holder, key, value, path, leaf))
+        if value is decimal.Decimal or type(value) is decimal.Decimal:
+            context = decimal.getcontext()
+            self.places.append(Place(Kind.CONTENT, context, repr, repr(context), "the decimal context", True))
         if not leaf:
             self._stack.append((value, path))
 
@@ -213,11 +218,16 @@ class Reach:
     def _look_at_module(self, thing: types.ModuleType, path: str) -> None:
         if thing.__name__.startswith("numpy.random"):
             raise Unseen(f"{path} draws random numbers other than torch's")
-        for name in sorted(self.executed.own_names & vars(thing).keys()):
+        names = self.executed.own_names & vars(thing).keys()
+        if self.executed.any_name and _is_own_module(thing):
+            names = vars(thing).keys() - _OF_MODULES
+        for name in sorted(names):
             self._add(Kind.ENTRY, vars(thing), name, vars(thing)[name], f"{path.removeprefix('global ')}.{name}")
 
     def _look_at_parts(self, thing: Any, path: str) -> None:
         """Of bound methods, partial functions, properties and the like."""
+        if type(thing) is _CACHE:
+            self._look_at_content(thing, path)
         for name in ("__func__", "func", "fget", "fset", "__wrapped__", "args", "keywords", "__self__"):
             if (part := getattr(thing, name, MISSING)) is not MISSING:
                 self._add(Kind.PART, thing, name, part, path if name == "__func__" else _name(part, path))
@@ -246,12 +256,12 @@ class Reach:
                 raise _AnyName
             self._add(Kind.PART, thing, None, repr(thing), path)
             return
-        if root_of(kind.__module__) in sys.stdlib_module_names and not _is_pure(kind.__module__):
-            return  # whoever uses it is found out by doing so
+        if kind in _LOCKS:
+            return
         compiled = [c for c in kind.__mro__ if c not in (object, types.SimpleNamespace) and not _is_python(c)]
         if hasattr(kind, "__next__") and not _is_python(kind):
             raise Unseen(f"{path} is an iterator ({kind.__name__}), which calls use up")
-        if compiled and not issubclass(kind, (BaseException, enum.Enum)):
+        if compiled and not issubclass(kind, (BaseException, enum.Enum, threading.local)):
             raise Unseen(f"{path} is a {kind.__module__}.{kind.__qualname__}, whose changes cannot be seen")
         self._look_at_attributes(thing, path)
 
@@ -268,23 +278,28 @@ class Reach:
 
     def _look_at_namespace(self, thing: Any, path: str) -> None:
         try:
-            held = object.__getattribute__(thing, "__dict__")  # past what the user's class makes of it
+            of = threading.local if type(thing) is threading.local else object
+            held = of.__getattribute__(thing, "__dict__")  # past what the user's class makes of it
         except AttributeError:
             return
+        impure = root_of(type(thing).__module__) in sys.stdlib_module_names and not _is_pure(type(thing).__module__)
         self._add(Kind.SIZE, held, None, len(held), path)
         for name, value in held.items():
-            if self._counts(name) and not (str(name).startswith("_cached_") and not _is_own_attribute(thing)):
+            if (name in self.executed.own_names if impure else self._counts(name)) and not (str(name).startswith("_cached_") and not _is_own_attribute(thing)):
                 self._add(Kind.ENTRY, held, name, value, f"{path}.{name}")
 
 
+_LOCKS = (type(threading.Lock()), type(threading.RLock()))
+_OF_MODULES = frozenset("__builtins__ __loader__ __spec__ __cached__ __file__ __path__ __doc__ __package__".split())
 _DUNDERS = frozenset(
     "__module__ __doc__ __dict__ __weakref__ __annotations__ __qualname__ __firstlineno__ __static_attributes__ "
     "__abstractmethods__ __orig_bases__ __parameters__ __slots__ __hash__ __annotate_func__ __annotations_cache__".split()
 )
-_CONTENTS = (bytearray, array.array, torch.Generator, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
+_CONTENTS = (bytearray, array.array, random.Random, torch.Generator, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
+_CACHE = type(functools.lru_cache(str))
 _PARTS = (
     *(types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType, functools.partial, functools.partialmethod, property, staticmethod, classmethod),
-    *(functools.cached_property, functools.singledispatchmethod, type(functools.lru_cache(_PURE.__contains__))),
+    *(functools.cached_property, functools.singledispatchmethod, _CACHE),
 )
 _LOOKS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (torch.Tensor, Reach._look_at_tensor),
@@ -320,6 +335,8 @@ def content_of(thing: Any) -> Any:
     """What an array or a random generator holds, to be compared."""
     if isinstance(thing, (bytearray, array.array)):
         return bytes(thing)
+    if isinstance(thing, (random.Random, _CACHE)):
+        return thing.getstate() if isinstance(thing, random.Random) else thing.cache_info()
     if isinstance(thing, np.ndarray):
         return thing.shape, thing.dtype, thing.tobytes()
     if isinstance(thing, torch.Generator):
@@ -355,6 +372,11 @@ def _is_own(kind: type) -> bool:
     """Whether a class is neither a library's nor Python's."""
     root = root_of(kind.__module__)
     return kind.__module__ == "__main__" or (root not in LIBRARIES and root not in sys.stdlib_module_names | {"builtins"})
+
+
+def _is_own_module(module: types.ModuleType) -> bool:
+    root = root_of(module.__name__)
+    return root not in LIBRARIES and root not in sys.stdlib_module_names
 
 
 def _is_own_attribute(thing: Any) -> bool:

@@ -25,7 +25,17 @@ from pyro_vae.engine.reach import Unseen
 from pyro_vae.engine.recording import Recorded
 from pyro_vae.engine.trace import Captured, capture
 from pyro_vae.engine.values import CaptureError
-from pyro_vae.engine.verify import LOWERED, RandomState, against_eager, agree, check_lowered, run_apart, unwritten, written_to
+from pyro_vae.engine.verify import (
+    LOWERED,
+    RandomState,
+    against_eager,
+    agree,
+    check_lowered,
+    run_apart,
+    unwritten,
+    version_of,
+    written_to,
+)
 from pyro_vae.engine.watch import Watch
 from pyro_vae.pair import kept_random_state
 
@@ -74,6 +84,7 @@ class _Waiting:
     calls: int = 0
     observed: int = 0
     ready: Watch | None = None  #: the state in which an observed call has changed nothing
+    aliases: tuple[int | None, ...] = ()  #: which arguments the programs reach anyway
 
 
 class Replay:
@@ -159,17 +170,18 @@ class Replay:
             return None, self.plain(*args, **kwargs)
         try:
             call = self._arguments.sort(args, kwargs)
-            kept = self._find(call)
-            if kept is not None:
-                return self._replay(kept.graphs[call.key], call, args, kwargs)
+            if (graph := self._find(call)) is not None:
+                return self._replay(graph, call, args, kwargs)
             watch = self._due(call)
         except (Unkeyed, Unseen) as reason:
             self.refuse(str(reason))
             return None, self.plain(*args, **kwargs)
         if watch is None:
             return None, self.plain(*args, **kwargs)
+        if self.calls is not None:
+            return self._prepare(watch, call, args, kwargs)
         if watch is self._waiting[call.key].ready:
-            return self._capture(watch, call, args, kwargs)
+            return None, self._capture(watch, call, args, kwargs)
         return None, self._observe(watch, call, args, kwargs)
 
     def replays(self, *args: Any) -> bool:
@@ -183,13 +195,12 @@ class Replay:
         if self.refusal is not None or self._is_looked_on():
             return None
         call = self._arguments.sort(args, {})
-        kept = self._find(call)
-        graph = None if kept is None else kept.graphs[call.key]
+        graph = self._find(call)
         return None if graph is None or graph.captured.guards else graph
 
     def refuse(self, reason: str) -> None:
         """Runs everything eagerly from now on, and says why."""
-        self.refusal = reason
+        self.refusal = reason = reason.partition("\nTrace Shapes:")[0].rstrip(".\n ")  # Pyro's table of all sites
         self._forget()
         logger.warning("%s runs eagerly, which is slower, as it can't be captured: %s.", _sentence(self.what), reason)
 
@@ -199,6 +210,8 @@ class Replay:
             self._warn("a Pyro handler is active around it")
         elif compat.function_modes():
             self._warn("a mode of torch's is active around it")
+        elif torch.is_inference_mode_enabled():
+            self._warn("torch's inference mode is on around it")
         elif torch.is_anomaly_enabled():
             self._warn("torch's anomaly detection is on")
         else:
@@ -212,15 +225,16 @@ class Replay:
 
     # --- before there is a graph --------------------------------------------------------------------------------------
 
-    def _find(self, call: Call) -> _Kept | None:
-        """The graphs that hold for what the programs reach now, if one of them is for this kind of call."""
+    def _find(self, call: Call) -> Graph | None:
+        """The graph for this kind of call that holds for what the programs reach now."""
         for i, kept in enumerate(self._kept):
-            if call.key in kept.graphs and kept.watch.changed(follow=True) is None:
-                if kept.watch.moved and not _rebind(kept):
-                    continue
+            key = (call.key, kept.watch.aliases(call.tensors))
+            if key in kept.graphs and kept.watch.changed(follow=True) is None:
+                if kept.watch.moved:
+                    _rebind(kept)
                 if i:
                     self._kept.insert(0, self._kept.pop(i))
-                return kept
+                return kept.graphs[key]
         return None
 
     def _due(self, call: Call) -> Watch | None:
@@ -240,8 +254,10 @@ class Replay:
         if sum(len(kept.graphs) for kept in self._kept) >= policy.MOST_KINDS:
             return None
         if waiting.ready is not None:
-            if (place := waiting.ready.changed()) is None:
+            place = waiting.ready.changed()
+            if place is None and waiting.aliases == waiting.ready.aliases(call.tensors):
                 return waiting.ready
+            place = place or "the tensor that is passed as an argument, and that the programs reach too,"
             waiting.ready = None
             self._unsettled += 1
             if self._unsettled > policy.MOST_SETTINGS:
@@ -250,11 +266,43 @@ class Replay:
             self._warn("a profiler is active")
             return None
         objects = call.objects
+        if not self._executed.codes:  # which would look in vain for what nothing names
+            return Watch(tuple, Executed())
         return Watch(lambda: (*self.programs(), *objects), self._names())
 
     def _names(self) -> Executed:
         now = self._executed
         return Executed(dict(now.codes), set(now.names), set(now.own_names), now.any_name)
+
+    def _prepare(
+        self, watch: Watch | None, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Graph | None, Any]:
+        """The call by a graph that is captured first, so that how often a function has been called changes no bit of it.
+
+        Where capturing is refused, the call is the eager one that shows why.
+        """
+        random = RandomState(call.device)
+        with contextlib.suppress(Unseen):
+            tensors = Watch(lambda: (*self.programs(), *call.objects), Executed(any_name=True)).tensors()
+            written = [(tensor, tensor.detach().clone()) for tensor in tensors if not tensor.requires_grad]
+        try:
+            while watch is not None:
+                if ready := watch is self._waiting[call.key].ready:
+                    result = self._capture(watch, call, args, kwargs)
+                else:
+                    result = self._observe(watch, call, args, kwargs)
+                if self.refusal is not None:
+                    return None, result
+                random.restore()
+                _put_back(written, ())
+                watch = None if ready else self._due(call)
+            graph = self._find(call)
+        except Unseen as reason:
+            self.refuse(str(reason))
+            graph = None
+        if graph is None:
+            return None, self.plain(*args, **kwargs)
+        return self._replay(graph, call, args, kwargs)
 
     def _observe(self, watch: Watch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An eager call, to see whether it may be captured."""
@@ -278,7 +326,7 @@ class Replay:
             self.refuse(reason)
         elif not grown and place is None:
             watch.written = leaves.written()
-            waiting.ready, waiting.observed = watch, 0
+            waiting.ready, waiting.observed, waiting.aliases = watch, 0, watch.aliases(call.tensors)
         return result
 
     def _changed_arguments(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
@@ -288,9 +336,7 @@ class Replay:
 
     # --- capturing ----------------------------------------------------------------------------------------------------
 
-    def _capture(
-        self, watch: Watch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Graph | None, Any]:
+    def _capture(self, watch: Watch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call, traced; where that fails, run eagerly on the same random state."""
         start = time.perf_counter()
         random = RandomState(call.device)
@@ -303,7 +349,7 @@ class Replay:
             random.restore()
             _put_back(written, store)
             self.refuse(str(error))
-            return None, self.plain(*args, **kwargs)
+            return self.plain(*args, **kwargs)
         params = {name: site["value"].unconstrained() for name, site in found.trace.nodes.items()}
         graph = Graph(captured, params)
         try:
@@ -314,7 +360,9 @@ class Replay:
             self._first_decision(graph, call)
         except (CaptureError, Unseen) as error:
             self.refuse(str(error))
-        return None, captured.result
+        except Exception as error:  # torch's own, where a graph can't be run
+            self.refuse(f"its graph can't be run: {str(error).splitlines()[0]}")
+        return captured.result
 
     def _of_tensors(self, call: Call, given: Sequence[torch.Tensor]) -> Any:
         args, kwargs = call.filled(given)
@@ -330,6 +378,8 @@ class Replay:
             raise CaptureError(f"{place} is set anew as the programs run")
         if any(tensor._backward_hooks or tensor._post_accumulate_grad_hooks for tensor in graph.params.values()):
             raise CaptureError("a parameter has a hook on its gradient")
+        if any(place >= len(graph.captured.held) for place in graph.captured.places_written):
+            raise CaptureError("it changes its arguments in place")
         if not torch.is_grad_enabled():
             return
         known = {id(tensor) for tensor in graph.params.values()}
@@ -343,7 +393,7 @@ class Replay:
             kept = _Kept(watch)
             self._kept.insert(0, kept)
         watch.add(graph.params)
-        kept.graphs[call.key] = graph
+        kept.graphs[call.key, watch.aliases(call.tensors)] = graph
         del self._waiting[call.key]
         if len(self._kept) > policy.MOST_SETTINGS * policy.MOST_KINDS:
             self._kept.pop()
@@ -399,7 +449,7 @@ class Replay:
     ) -> tuple[Graph | None, Any]:
         graph.calls += 1
         if policy.is_verified(graph.calls - 1):
-            return None, self._verify(graph, call, args, kwargs)
+            return self._verify(graph, call, args, kwargs)
         random = RandomState(call.device)
         written = [(tensor, tensor.detach().clone()) for tensor in written_to(graph.captured, call.tensors)]
         try:
@@ -431,8 +481,10 @@ class Replay:
         loss = flat[0]
         return loss.numel() != 1 or not loss.is_cpu or loss.item() == loss.item()
 
-    def _verify(self, graph: Graph, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An eager call, with which the graph is compared."""
+    def _verify(
+        self, graph: Graph, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Graph | None, Any]:
+        """An eager call, with which the graph is compared; where calls are counted, the graph's if they agree."""
         captured, random = graph.captured, RandomState(call.device)
         got = lowered = None
         with contextlib.suppress(Exception):  # eager code raises it too, or the comparison fails
@@ -443,10 +495,11 @@ class Replay:
             if self.precision == "float32":
                 lowered = run_apart(lambda *_: graph.run(*call.tensors), captured, call.tensors)
         random.restore()
+        written = [(tensor, tensor.detach().clone()) for tensor in written_to(captured, call.tensors)]
         result = self.function(*args, **kwargs)
         if got is not None and captured.guards and not got[-1].item():
             graph.misses += 1
-            return result
+            return None, result
         leaves = tree_leaves(result, is_leaf=lambda leaf: leaf is None)
         same = got is not None and len(leaves) == captured.spec.num_leaves and after.is_now(RandomState(call.device))
         same = same and all(agree([leaves[i]], [value], 0.0) for i, value in captured.fixed.items())
@@ -455,11 +508,16 @@ class Replay:
             same = against_eager(captured, call.tensors, got[: len(expected)], expected)
         if same and lowered is not None:
             same = agree(lowered, got, LOWERED) or _check_again(graph, call)
-        if same:
-            graph.agreed = graph.calls
-        else:
+        if not same:
             self.refuse(_OTHER_VALUES.format(graph.calls - graph.agreed - 1))
-        return result
+            return None, result
+        graph.agreed = graph.calls
+        if self.calls is None:
+            return None, result
+        random.restore()
+        _put_back(written, ())
+        with compat.Unrecorded():
+            return graph, graph.run(*call.tensors)
 
 
 _KEEPS_CHANGING = (
@@ -490,7 +548,7 @@ class _Leaves:
     @staticmethod
     def _marks(tensor: torch.Tensor) -> tuple[Any, ...]:
         grad = tensor.grad if tensor.requires_grad and tensor.is_leaf else None
-        return tensor._version if not tensor.is_inference() else 0, grad, None if grad is None else grad._version
+        return version_of(tensor), grad, None if grad is None else version_of(grad)
 
     def reason(self) -> str | None:
         """Why the call may not be captured, if it gives gradients to what is no parameter of Pyro's."""
@@ -523,8 +581,8 @@ def _put_back(written: Sequence[tuple[torch.Tensor, torch.Tensor]], store: Any) 
             tensor.copy_(copy)
 
 
-def _rebind(kept: _Kept) -> bool:
-    """Gives graphs the tensors that have taken the place of others; False if one of these is written to."""
+def _rebind(kept: _Kept) -> None:
+    """Gives graphs the tensors that have taken the place of others."""
     for old, new in kept.watch.moved:
         for graph in kept.graphs.values():
             held = graph.captured.held
@@ -532,7 +590,6 @@ def _rebind(kept: _Kept) -> bool:
             if isinstance(graph.run, Recorded):  # which reads where the old one lies
                 graph.run = Recorded(graph.run.function)
     kept.watch.moved.clear()
-    return True
 
 
 class _Belonging:

@@ -110,17 +110,20 @@ def capture(function: Callable[..., Any], *inputs: torch.Tensor) -> Captured:
     try:
         with _lock:
             traced = compat.traced(flat, _annotated(), inputs)
+        held = _lift(traced)
     except CaptureError:
         raise
     except Exception as error:  # the user's code may raise anything on what it is given here
         raise CaptureError(_why(error)) from error
-    held = _lift(traced)
     lines = _join_guards(traced, [guard.line for guard in guards])
     if (node := next(filter(has_varying_shape, traced.graph.nodes), None)) is not None:
         raise CaptureError(f"{node.target} gives a tensor whose shape depends on values")
-    with torch.no_grad():
-        graph = _functional(traced, [*held, *inputs])
-    clean(graph)
+    try:
+        with torch.no_grad():
+            graph = _functional(traced, [*held, *inputs])
+        clean(graph)
+    except Exception as error:  # torch's own, of operations that it can't run apart
+        raise CaptureError(f"its graph can't be run: {str(error).splitlines()[0]}") from error
     spec, fixed, result = seen
     return Captured(graph, held, spec, fixed, traced, lines, result)
 

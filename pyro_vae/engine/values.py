@@ -187,6 +187,7 @@ _REFUSED = {
     **dict.fromkeys((torch.Tensor.__format__, torch.Tensor.__repr__), "writes a tensor's values into a text"),
     **dict.fromkeys((torch.Tensor.data_ptr, torch.Tensor.untyped_storage), "looks at a tensor's memory"),
     **dict.fromkeys((torch.Tensor.__reduce_ex__, torch.Tensor.__dlpack__), "copies a tensor's values out"),
+    torch.Tensor._version.__get__: "asks for a tensor's version",  # type: ignore[attr-defined]
     torch._pack_padded_sequence: "packs sequences whose lengths are values of a tensor",
     torch._pad_packed_sequence: "unpacks sequences whose lengths are values of a tensor",
     **dict.fromkeys(
@@ -223,7 +224,7 @@ def users_line(frames: Sequence[traceback.FrameSummary]) -> str:
     called = [frame for frame in frames[inside[-1] :] if not frame.filename.startswith(here)]
     outside = [frame for frame in called if not frame.filename.startswith(str(Path(torch.__file__).parent))]
     own = list(_outside_libraries(outside))
-    last = (own or outside or called)[-1]
+    last = (own or outside or called or frames)[-1]
     return f"{Path(last.filename).name}, line {last.lineno} ({(last.line or '').strip()!r})"
 
 

@@ -40,6 +40,11 @@ class RandomState:
         return [g.get_state() for g in (torch.default_generator, self._generator) if g is not None]
 
 
+def version_of(tensor: torch.Tensor) -> int:
+    """How often a tensor has been written to; inference tensors do not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 @contextlib.contextmanager
 def unwritten(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
     """Leaves tensors as they were."""

@@ -41,11 +41,14 @@ class Watch:
         self._roots, self._executed = roots, executed
         self._further: list[Place] = []
         self.moved: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._set(Reach(roots(), executed).places)
+        self._rooted = tuple(roots())
+        self._set(Reach(self._rooted, executed).places)
 
     def add(self, params: Mapping[str, torch.Tensor]) -> None:
         """Watches Pyro's parameters too: that the store holds the same, and that none is frozen or gets a hook."""
         stored, constraints, _ = compat.store_parts()
+        holder, key = compat.store_place()
+        self._further.append(Place(Kind.ENTRY, holder, key, stored, "Pyro's param store", True))
         for name, tensor in params.items():
             if name in stored:
                 self._further.append(Place(Kind.ENTRY, stored, name, tensor, f"the parameter {name!r}", True))
@@ -71,7 +74,8 @@ class Watch:
             read = dict.get if place.kind is Kind.ENTRY else getattr
             if read(place.holder, place.key, MISSING) is not place.value:
                 return place.path
-        now = Reach(self._roots(), self._executed).places
+        roots = tuple(self._roots())
+        now = Reach(roots, self._executed).places
         moved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for old, new in itertools.zip_longest(self.places, now):
             if old is None or new is None or not _same(old, new, moved if follow else None):
@@ -80,8 +84,13 @@ class Watch:
         if len({id(new) for _, new in moved.values()}) < len(moved) and moves:
             return "a tensor that is reached in several ways"
         self.moved += moves
+        self._rooted = roots
         self._set(now)
         return None
+
+    def aliases(self, tensors: Sequence[torch.Tensor]) -> tuple[int | None, ...]:
+        """Which of these tensors are ones that the programs reach anyway, by their place among those."""
+        return tuple(map(self._ordinals.get, map(id, tensors)))
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """The watched tensors."""
@@ -95,12 +104,16 @@ class Watch:
                 continue
             kind = (place.kind, issubclass(type(place.holder), list)) if place.kind is Kind.ITEM else place.kind
             parted.setdefault(kind, []).append(place)
+        self._ordinals = {id(tensor): i for i, tensor in enumerate(self.tensors())}
         self._columns = [
             (_COLUMNS[kind], *([place[i] for place in part] for i in (1, 2, 3)))
             for kind, part in sorted(parted.items(), key=lambda pair: pair[0] is not Kind.LENGTH)  # items after lengths
         ]
 
     def _as_it_was(self) -> bool:
+        roots = self._roots()
+        if len(roots) != len(self._rooted) or not all(map(operator.is_, roots, self._rooted)):
+            return False
         return all(same(holders, keys, values) for same, holders, keys, values in self._columns)
 
 

@@ -54,16 +54,18 @@ class Householder(Guide):
         super().__init__()
         self.transforms = positive_int("transforms", transforms)
 
+    def setup(self) -> None:
+        # Added to the vectors, since the direction of a reflection is not defined at zero.
+        axes = torch.eye(self.size)[torch.arange(self.transforms) % self.size]
+        self.register_buffer("axes", axes, persistent=False)
+
     @property
     def params_shape(self) -> torch.Size:
         return torch.Size([(2 + self.transforms) * self.size])
 
     def forward(self, params: torch.Tensor) -> TorchDistribution:
         start, vectors = params.split([2 * self.size, self.transforms * self.size], dim=-1)
-        vectors = vectors.unflatten(-1, (self.transforms, self.size))
-        # Off zero, where a reflection's direction is not defined.
-        axes = torch.eye(self.size)[torch.arange(self.transforms) % self.size]
-        vectors = vectors + axes.to(vectors)
+        vectors = vectors.unflatten(-1, (self.transforms, self.size)) + self.axes
         return Pushed(normal(start).to_event(1), [ConditionedHouseholder(vectors)])
 
 

@@ -19,7 +19,8 @@ from pyro_vae.pair import (
 
 def scored_data(pair: Any, x: Any, binarize: str | None, seed: int) -> Any:
     """The data to score, on the pair's device, checked; a binarisation is drawn once, under `seed`."""
-    device = device_of(pair, x.device if isinstance(x, torch.Tensor) else "cpu")
+    first = x[0] if isinstance(x, (tuple, list)) and x else x
+    device = device_of(pair, first.device if isinstance(first, torch.Tensor) else "cpu")
     examples = data.as_examples(x, binarize="static" if binarize == "dynamic" else binarize, seed=seed, device=device)
     check_data(pair, examples)
     return examples

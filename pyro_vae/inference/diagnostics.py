@@ -31,7 +31,8 @@ def pareto_khat(log_tail: torch.Tensor) -> torch.Tensor:
     weights = (log_tail - log_tail[-1]).exp()
     excess = (weights[1:] - weights[0]).T  # (N, M), ascending
     flat = excess[:, -1] <= 1e-12
-    k = _fit_generalised_pareto(torch.where(flat[:, None], torch.arange(1.0, excess.shape[1] + 1).to(excess), excess))
+    ranks = torch.arange(1, excess.shape[1] + 1, dtype=excess.dtype, device=excess.device)
+    k = _fit_generalised_pareto(torch.where(flat[:, None], ranks, excess))
     return torch.where(flat, torch.zeros_like(k), k)
 
 

@@ -104,7 +104,7 @@ def elbo_terms(
                     all_per_datum &= per_datum
                     if per_datum:
                         rows = rows + (-term if latent else term).double() / num_samples
-            values.append(rows if isinstance(rows, torch.Tensor) else torch.zeros(len(batch[0])))
+            values.append(rows if isinstance(rows, torch.Tensor) else batch[0].new_zeros(len(batch[0])))
         notes = notes_on(pair, batch)
     kl = sum(value for name, value in totals.items() if is_latent[name])
     reconstruction = sum(value for name, value in totals.items() if not is_latent[name])

@@ -189,7 +189,8 @@ class DiscretizedLogisticMixture(LevelArgument, Likelihood):
 
     def _offsets(self) -> torch.Tensor:
         # Components that start alike would be told apart only by the decoder's random weights.
-        return torch.linspace(-0.5, 0.5, self.components + 2).to(self.zero)[1:-1]
+        zero = self.zero
+        return torch.linspace(-0.5, 0.5, self.components + 2, dtype=zero.dtype, device=zero.device)[1:-1]
 
     def start(self, mean: torch.Tensor) -> torch.Tensor:
         scale = F.softplus(self.zero).expand(self.event_shape) + self.min_scale

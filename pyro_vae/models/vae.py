@@ -188,6 +188,8 @@ class VAE(ComposedPair):
         twin._assemble(
             **{name: parts.get(name, self._modules["guide_family" if name == "guide" else name]) for name in kinds}
         )
+        for part in parts.values():
+            part.to(self.likelihood.zero)  # to the dtype and device of this VAE
         return twin
 
     def arguments(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pyro
 import torch
 
 from pyro_vae.svi import SVI
-from tests.engine.zoo.program import STEPS, Entry, set_changes
+from tests.engine.zoo.program import STEPS, Entry, Program, set_changes
 
 LOSS_TOLERANCE = 1e-5
 VALUE_TOLERANCE = 2e-4
@@ -101,14 +101,14 @@ def run(entry: Entry, make: Callable[..., Any], *, changing: bool = True, steps:
             program.start()
             losses, errors = [], {}
             for step in range(steps):
-                if changing:
-                    program.between(step)
                 try:
+                    if changing:
+                        program.between(step)
                     losses.append(plain(program.step(step)))
                 except Exception as error:
                     losses.append(type(error).__name__)
                     errors[step] = str(error)
-            kept = plain(program.kept())
+            kept = _kept(program)
             states = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": _numpy_state()}
         finally:
             program.close()
@@ -131,6 +131,13 @@ def run(entry: Entry, make: Callable[..., Any], *, changing: bool = True, steps:
         engine=messages,
         how=str(getattr(program.svi, "how", "")),
     )
+
+
+def _kept(program: Program) -> Any:
+    try:
+        return plain(program.kept())
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def _numpy_state() -> tuple[Any, ...]:

@@ -75,7 +75,7 @@ def optimizers_of(
     if any([optim.grad_clip.get(param) is not None for param in params]):
         return None
     made = [optim.optim_objs.get(param) for param in params]
-    return None if None in made else made
+    return None if None in made else [getattr(one, "optimizer", one) for one in made]  # of a scheduler
 
 
 class _Held:

@@ -10,6 +10,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.engine import compat
 from pyro_vae.engine.step.fused import FusedAdam, same_objects
 from pyro_vae.engine.step.gradients import clear, give
+from pyro_vae.engine.verify import version_of
 
 
 class Update:
@@ -40,7 +41,7 @@ class Update:
             clear(tensors)
             return
         zero_grads(tensors)
-        self._zeros = [(tensor.grad, -1 if tensor.grad is None else tensor.grad._version) for tensor in tensors]
+        self._zeros = [(tensor.grad, -1 if tensor.grad is None else version_of(tensor.grad)) for tensor in tensors]
 
     def _fuse(
         self, tensors: list[torch.Tensor], params: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]
@@ -61,7 +62,7 @@ class Update:
             return False
         if any(gradient is None for gradient in now):
             return False  # the optimizer leaves zeros there first
-        return [gradient._version for gradient in now if gradient is not None] == [v for _, v in self._zeros]
+        return [version_of(gradient) for gradient in now if gradient is not None] == [v for _, v in self._zeros]
 
     def _check_known(self, params: dict[str, torch.Tensor]) -> None:
         known = {id(tensor) for group in self.optim.param_groups for tensor in group["params"]}

@@ -62,12 +62,6 @@ def no_grad_around_step():
 
 
 @program()
-def inference_mode_around_step():
-    """`torch.inference_mode` around the step."""
-    return within(torch.inference_mode)
-
-
-@program()
 def autocast_around_step():
     """`torch.autocast` to bfloat16 around the step."""
     return within(lambda: torch.autocast("cpu", dtype=torch.bfloat16))

@@ -158,7 +158,7 @@ def full_backward_hook_later():
     )
 
 
-@program("norms", "hook", "append", visible=False)
+@program("norms", "hook", "append", "value", visible=False)
 def hook_on_latent():
     """The model puts a recording hook on its latent's gradient."""
     decoder, norms = decoder_net(), []

@@ -35,7 +35,7 @@ quiet = program(visible=False)
 def number_of_particles():
     """`elbo.num_particles` changes."""
     elbo = Trace_ELBO()
-    return changing(usual_model(), lambda value: setattr(elbo, "num_particles", round(2 * value)), loss=elbo)
+    return changing(usual_model(), lambda value: setattr(elbo, "num_particles", int(value) + 1), loss=elbo)
 
 
 @program()

@@ -22,7 +22,7 @@ def folder():
     return tempfile.TemporaryDirectory()
 
 
-@program("print", "stdout", visible=False)
+@program("print", "stdout", "value", visible=False)
 def prints():
     """The model prints."""
     decoder = decoder_net()
@@ -95,7 +95,7 @@ def warns_in_forward():
     return alone(usual_model(), lambda x: infer(x, encoder))
 
 
-@program("open", "file", "write", visible=False)
+@program("open", "file", "write", "value", visible=False)
 def appends_to_file():
     """The model opens a file and appends a line."""
     decoder, place = decoder_net(), folder()

@@ -75,7 +75,7 @@ def own_loss_that_anneals():
     return alone(usual_model(), loss=loss, kept=lambda: calls)
 
 
-@program("history", "losses", "append", visible=False)
+@program("history", "append", "value", visible=False)
 def own_loss_that_records():
     """A loss of the user's appends its terms to a list."""
     history = []

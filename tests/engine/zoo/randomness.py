@@ -51,7 +51,7 @@ def python_random_very_rarely():
     return drawn(lambda: 4.0 if random.random() < rate else 1.0)
 
 
-@program("random")
+@program("random", "gauss")
 def python_random_imported_name():
     """`from random import gauss`."""
     from random import gauss

@@ -14,7 +14,7 @@ quiet = program(visible=False)
 logger = logging.getLogger("zoo")
 
 
-@program("history", "append", visible=False)
+@program("history", "append", "value", visible=False)
 def norms_in_list():
     """The model appends a number of its latent to a list."""
     decoder, history = decoder_net(), []
@@ -47,7 +47,7 @@ def tensors_with_gradient_in_list():
     return alone(usual_model(), guide, kept=lambda: history)
 
 
-@program("history", visible=False)
+@program("history", "value", visible=False)
 def records_in_dict_of_lists():
     """The model appends to a list in a defaultdict of a module."""
 
@@ -63,7 +63,7 @@ def records_in_dict_of_lists():
     return alone(net.model, kept=lambda: dict(net.history))
 
 
-@program("recent", "deque", visible=False)
+@program("recent", "deque", "value", visible=False)
 def records_in_bounded_deque():
     """The model appends to a deque of bounded length, whose length stays."""
     decoder, recent = decoder_net(), collections.deque([0.0] * 5, maxlen=5)
@@ -74,7 +74,7 @@ def records_in_bounded_deque():
     return alone(model, kept=lambda: recent)
 
 
-@program("recent", "ring", "history", visible=False)
+@program("ring", "value", visible=False)
 def records_in_numpy_ring():
     """The model writes to a NumPy array in place."""
     decoder, ring = decoder_net(), np.zeros(7)
@@ -178,7 +178,7 @@ class KeyboardError(Exception):
     """An exception of the user's."""
 
 
-@program("lock", visible=False)
+@quiet
 def takes_lock():
     """The model holds a lock while it runs."""
     decoder, lock = decoder_net(), threading.Lock()
@@ -190,7 +190,7 @@ def takes_lock():
     return alone(model, kept=lambda: lock.locked())
 
 
-@program("callback", "losses", "history", visible=False)
+@program("callback", "means", "value", visible=False)
 def callback_object():
     """The model calls a callback that keeps the latents' means."""
 
@@ -209,7 +209,7 @@ def callback_object():
     return alone(model, kept=lambda: callback.means)
 
 
-@program("writer", "history", "append", visible=False)
+@program("write", "history", "append", "value", visible=False)
 def record_through_bound_method():
     """A bound method `list.append` is all that the model holds."""
     decoder, history = decoder_net(), []
@@ -221,7 +221,7 @@ def record_through_bound_method():
     return alone(model, kept=lambda: history)
 
 
-@program("history", "record", visible=False)
+@program("history", "value", visible=False)
 def record_through_default_argument():
     """A default argument collects the records."""
     decoder = decoder_net()
