@@ -31,7 +31,7 @@ NEEDED = {
     "Pyro's stack of handlers": lambda patch: patch.setattr(compat, "handlers", None),
     "the store's parts": without("store_parts"),
     "settings": without("settings"),
-    "whether Pyro validates": lambda patch: patch.setattr(compat, "_PYRO_VALIDATES", lacking(ImportError)),
+    "Pyro's settings": without("_pyro_settings"),
     "hooks of all modules": without("_torch_settings"),
     "the number of modes": without("function_modes"),
     "code of Dice": without("dice_code"),

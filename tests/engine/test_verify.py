@@ -345,3 +345,29 @@ def test_a_wrong_number_beside_a_tensor_that_is_written_to_is_found():
     for _ in range(10):
         step(torch.ones(2))
     assert step.how == "eager (not captured)"
+
+
+DRAWS = {
+    "dropout": lambda x: nn.functional.dropout(x, 0.5),
+    "multinomial": lambda x: x * torch.multinomial(torch.ones(5), 2),
+    "randperm": lambda x: x * torch.randperm(2),
+    "randint": lambda x: x * torch.randint(0, 9, (2,)),
+    "gamma": lambda x: torch._standard_gamma(x + 0.3),
+    "poisson": lambda x: torch.poisson(x * 3),
+    "binomial": lambda x: torch.binomial(x * 5, torch.full((2,), 0.5)),
+    "in place": lambda x: x.clone().normal_() + torch.empty(2).exponential_() + torch.empty(2).uniform_(),
+    "cauchy": lambda x: x + torch.empty(2).cauchy_(),
+}
+
+
+@pytest.mark.parametrize("case", DRAWS)
+def test_draws_of_every_kind_are_those_of_eager_calls(case):
+    function = DRAWS[case]
+    step = Replay(function, (function,), compile="graph")
+    for _ in range(40):
+        state = torch.get_rng_state()
+        got, after = step(torch.ones(2)), torch.get_rng_state()
+        torch.set_rng_state(state)
+        assert torch.equal(got, function(torch.ones(2)))
+        assert torch.equal(torch.get_rng_state(), after)
+    assert step.how == "captured", step.refusal

@@ -526,13 +526,7 @@ MODULES = {
 }
 
 
-HELD = fault("names that torch's modules keep in strings, such as _parameters, do not count as looked up")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=HELD if name in ("parameter", "buffer", "frozen") else ()) for name in MODULES],
-)
+@pytest.mark.parametrize("name", MODULES)
 def test_changes_of_modules_are_seen(name):
     change, path = MODULES[name]
     _, program, change = with_network(change)
@@ -564,9 +558,6 @@ def watched(*programs):
     return Watch(lambda: programs, executed)
 
 
-ALL = [pytest.param(name, marks=HELD if name == "frozen_parameter" else ()) for name in CASES]
-
-
 @pytest.fixture(autouse=True)
 def globals_kept():
     """Puts back what cases change."""
@@ -576,7 +567,7 @@ def globals_kept():
     globals().update(RATE=rate)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", CASES)
 def test_changes_are_seen_and_named(name):
     make, path = CASES[name]
     program, change = make()
@@ -592,7 +583,7 @@ def test_changes_are_seen_and_named(name):
     assert path in found
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", CASES)
 def test_programs_that_hold_a_program_see_its_changes(name):
     make, _ = CASES[name]
     program, change = make()
