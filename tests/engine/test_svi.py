@@ -224,7 +224,6 @@ def test_optimizers_move_parameters_as_in_pyro_and_keep_their_state(name):
         assert state[key]["param_groups"][0].get("lr") == pytest.approx(then["param_groups"][0].get("lr"))
 
 
-@fault("FusedAdam takes the schedulers that PyroLRScheduler holds for optimizers")
 def test_a_scheduler_reaches_the_joint_optimizer():
     def run(kind, **options):
         pyro.clear_param_store()
@@ -275,7 +274,6 @@ def test_a_torch_optimizer_moves_the_parameters_that_it_holds():
         SVI(module, lambda x: None, pyro.optim.Adam({}), Trace_ELBO(), compile="fast")
 
 
-@fault("the watch keeps looking at dictionaries that clearing the store replaces")
 def test_clearing_the_store_starts_anew():
     svi, _first, _ = losses_of(SVI, make_vae, Trace_ELBO, [X] * 4, compile="graph")
     pyro.clear_param_store()

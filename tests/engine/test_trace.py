@@ -12,7 +12,6 @@ from pyro_vae.engine.graphs import aten
 from pyro_vae.engine.step.gradients import Gradients
 from pyro_vae.engine.trace import capture
 from pyro_vae.engine.values import CaptureError
-from tests.engine.faults import fault
 from tests.engine.graphs import count
 
 
@@ -183,7 +182,6 @@ def test_pyro_is_as_it_was_after_a_capture():
     assert before == (pyro.util.torch_isnan, Dice.compute_expectation, pyro.infer.util.is_validation_enabled())
 
 
-@fault("an error raised by the engine's own code has no line of the user's, and naming it fails")
 def test_an_error_without_a_line_of_the_users_is_refused_too():
     with pytest.raises(CaptureError, match="TypeError"):
         capture(None, torch.ones(2))
