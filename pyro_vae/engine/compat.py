@@ -41,7 +41,11 @@ def store_parts() -> tuple[dict[str, Any], ...]:
 
 def settings() -> tuple[Any, ...]:
     """Global settings of torch and Pyro that decide what a program does."""
-    return *(read(module) for read, module in _pyro_settings()), torch.are_deterministic_algorithms_enabled(), *_torch_settings()
+    return (
+        *(read(module) for read, module in _pyro_settings()),
+        torch.are_deterministic_algorithms_enabled(),
+        *_torch_settings(),
+    )
 
 
 @functools.cache
@@ -79,8 +83,10 @@ def warning_code() -> Any:
 
 
 def traced(function: Callable[..., Any], decompositions: Any, inputs: Any) -> torch.fx.GraphModule:
-    """The operations of `function(*inputs)`, whose shapes are noted by one mode; by itself torch makes one for each operation,
-    which takes a third of the time."""
+    """The operations of `function(*inputs)`, whose shapes are noted by one mode.
+
+    By itself torch makes a mode for each operation, which takes a third of the time.
+    """
     from torch._guards import TracingContext, tracing
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
