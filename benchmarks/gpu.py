@@ -24,8 +24,8 @@ from benchmarks.pairs import ImportanceWeighted, Tutorial
 from benchmarks.torch_peers import LR, drop_in, hand_written_step, pyro_step
 from pyro_vae import VAE, TrainingDiverged, fit, likelihoods, log_likelihood, networks
 from pyro_vae.data.resident import Examples
-from pyro_vae.engine.step.gradients import Gradients
 from pyro_vae.engine.replay import Replay
+from pyro_vae.engine.step.gradients import Gradients
 from pyro_vae.engine.step.whole import Tally, WholeStep
 
 BUDGET = 500.0  # seconds; parts that would begin later are left out and named

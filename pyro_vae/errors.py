@@ -100,5 +100,5 @@ def check_lengths(lengths: torch.Tensor, num_data: int, longest: int) -> None:
         raise InputError(f"lengths has shape {tuple(lengths.shape)}, but x holds {num_data} sequences: ({num_data},).")
     bad = ((lengths < 1) | (lengths > longest) | (lengths != lengths.round())).nonzero()
     if len(bad):
-        n = bad[0].item()
+        n = int(bad[0])
         raise InputError(f"lengths[{n}] = {lengths[n].item():g} must be a whole number from 1 to T={longest}.")

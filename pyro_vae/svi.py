@@ -14,10 +14,10 @@ from pyro.infer import ELBO
 from pyro.infer.util import torch_item
 from pyro.optim import PyroOptim
 
-from pyro_vae.errors import InputError, one_of
 from pyro_vae.engine.replay import COMPILE, Compile, Replay
 from pyro_vae.engine.step.gradients import Gradients
 from pyro_vae.engine.step.update import Update
+from pyro_vae.errors import InputError, one_of
 
 
 class SVI(pyro.infer.SVI):

@@ -12,6 +12,7 @@ import torch
 
 from pyro_vae import VAE, guides, likelihoods, networks, objectives, priors
 from pyro_vae.component import Component
+from pyro_vae.distributions.spaces import OneHotCodes, Simplex, Sphere
 
 
 def leaves(base: type[Component]) -> list[type[Component]]:
@@ -112,16 +113,26 @@ def vae(event_shape=(4,), latent_dim=2, **components: Any) -> VAE:
 
 def prior_for(guide: guides.Guide) -> priors.Prior:
     """One that lives where the guide does."""
-    if guide.space.startswith("one-hot"):
-        return priors.Categorical(int(guide.space.split()[-1]))
-    return {"real": priors.StandardNormal, "simplex": priors.LogisticNormal, "sphere": priors.Spherical}[guide.space]()
+    match guide.space:
+        case OneHotCodes(categories=categories):
+            return priors.Categorical(categories)
+        case Simplex():
+            return priors.LogisticNormal()
+        case Sphere():
+            return priors.Spherical()
+    return priors.StandardNormal()
 
 
 def guide_for(prior: priors.Prior) -> guides.Guide:
     """One that lives where the prior does."""
-    if prior.space.startswith("one-hot"):
-        return guides.RelaxedCategorical(int(prior.space.split()[-1]))
-    return {"simplex": guides.LogisticNormal, "sphere": guides.Spherical}.get(prior.space, guides.MeanField)()
+    match prior.space:
+        case OneHotCodes(categories=categories):
+            return guides.RelaxedCategorical(categories)
+        case Simplex():
+            return guides.LogisticNormal()
+        case Sphere():
+            return guides.Spherical()
+    return guides.MeanField()
 
 
 def data_for(likelihood: likelihoods.Likelihood, size: int, event_shape: tuple[int, ...]) -> torch.Tensor:

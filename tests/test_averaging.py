@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from pyro_vae import Pair, TrainingDiverged, elbo_terms, fit, generate, guides, load, objectives, priors
+from pyro_vae.engine.step.whole import Tally, WholeStep
 from pyro_vae.errors import InputError
 from pyro_vae.inference.temperature import tempered
 from pyro_vae.training.averaging import Average
-from pyro_vae.engine.step.whole import Tally, WholeStep
 from tests.component_table import vae
 
 

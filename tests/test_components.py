@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import math
 
 import pyro
@@ -15,6 +16,7 @@ from torch import nn
 
 from pyro_vae import VAE, generate, guides, likelihoods, log_likelihood, networks, objectives, priors, reconstruct
 from pyro_vae import svi as compiled
+from pyro_vae.distributions.spaces import OneHotCodes, Reals, Simplex, Sphere, as_space
 from pyro_vae.errors import InputError
 from pyro_vae.runs.saving import build
 from pyro_vae.runs.specs import spec
@@ -244,6 +246,37 @@ def test_arguments_are_kept_and_printed(cls):
     if isinstance(component, likelihoods.Likelihood):
         namespace |= vars(likelihoods)
     assert repr(eval(repr(component), namespace)) == repr(component)
+
+
+@pytest.mark.parametrize("component", [*variants(PRIORS), *variants(GUIDES), *variants(LIKELIHOODS)], ids=repr)
+def test_build_refuses_names_that_it_does_not_know(component):
+    sizes = dict.fromkeys(component.sizes, torch.Size([2]))
+    with pytest.raises(InputError, match=r"build\(\) takes \w+_shape.*but got widht=2"):
+        fresh(component).build(**sizes, widht=2)
+
+
+@pytest.mark.parametrize("prior", variants(PRIORS), ids=repr)
+def test_priors_get_sizes_only_unless_they_ask_for_more(prior):
+    asked = {priors.Vamp: {"input_shape", "pseudo_input", "posterior"}, priors.Categorical: {"relaxation"}}
+    assert set(prior.sizes) == {"latent_shape", "condition_shape"} | asked.get(type(prior), set())
+    assert prior.needs_posterior == isinstance(prior, priors.Vamp)
+
+
+def test_spaces_by_their_former_words():
+    assert [as_space(word) for word in ("real", "simplex", "sphere")] == [Reals(), Simplex(), Sphere()]
+    assert as_space(OneHotCodes(3)) == OneHotCodes(3)
+    with pytest.raises(InputError, match=r"space='spehre' is not known. Did you mean 'sphere'"):
+        as_space("spehre")
+
+
+def test_a_prior_that_asks_for_what_the_model_does_not_have_is_refused():
+    class Curious(priors.StandardNormal):
+        sizes = (*priors.Prior.sizes, "weather")
+
+    with pytest.raises(InputError, match=r"needs weather, which this model does not give"):
+        vae(prior=Curious())
+    del Curious
+    gc.collect()  # so that the walk over subclasses does not find it
 
 
 def test_an_instance_belongs_to_one_place():

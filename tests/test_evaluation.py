@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from pyro_vae import VAE, Pair, elbo_terms, generate, likelihoods, log_likelihood, networks
-from pyro_vae.errors import InputError
 from pyro_vae.engine.replay import Replay
+from pyro_vae.errors import InputError
 from tests.component_table import vae
 from tests.conftest import random_states
 

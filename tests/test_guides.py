@@ -11,6 +11,7 @@ import torch
 
 from pyro_vae import VAE, elbo_terms, fit, guides, likelihoods, log_likelihood, networks, priors
 from pyro_vae.distributions.codes import RelaxedGroups
+from pyro_vae.distributions.spaces import Reals, Sphere
 from pyro_vae.errors import InputError
 from pyro_vae.guides.refinement import refined
 from tests.component_table import GUIDES, fresh, vae, variants
@@ -122,7 +123,7 @@ def test_pathwise_gradients(guide):
     def f(z):
         return (z[..., 0] - 0.3).square() * (1 + 0.5 * z[..., 1]).cos()
 
-    if guide.space == "sphere":
+    if guide.space == Sphere():
         angle = torch.arange(4000).double() * 2 * math.pi / 4000
         grid, area = torch.stack([angle.cos(), angle.sin()], -1), 2 * math.pi / 4000
     else:
@@ -188,7 +189,7 @@ def linear(guide: guides.Guide, seed: int = 0, noise: float = 0.5) -> tuple[VAE,
     return pair, x, marginal.log_prob(x)
 
 
-@pytest.mark.parametrize("guide", [g for g in variants(GUIDES) if g.space == "real"], ids=repr)
+@pytest.mark.parametrize("guide", [g for g in variants(GUIDES) if g.space == Reals()], ids=repr)
 def test_weights_are_unbiased(guide):
     """The mean over data of p̂(x) / p(x) is 1 within 4.5 standard errors (false alarm 1e-5), whatever the family."""
     pair, x, exact = linear(fresh(guide), noise=1.4)

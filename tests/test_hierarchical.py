@@ -23,6 +23,7 @@ from pyro_vae import (
     reconstruct,
     save,
 )
+from pyro_vae.distributions.spaces import Reals
 from pyro_vae.errors import InputError
 from pyro_vae.guides import Guide
 from tests.component_table import GUIDES, PRIORS, fresh, prior_for, variants
@@ -169,7 +170,7 @@ def test_every_family_serves_at_every_level(guide, order):
     assert log_likelihood(vae, x, 10).values.isfinite().all()
 
 
-REAL = [p for p in variants(PRIORS) if p.space == "real" and not isinstance(p, priors.Program)]
+REAL = [p for p in variants(PRIORS) if p.space == Reals() and not isinstance(p, priors.Program)]
 
 
 @pytest.mark.parametrize("prior", REAL, ids=repr)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pyro_vae import VAE, generate, guides, log_likelihood, priors
+from pyro_vae.distributions.spaces import OneHotCodes, Simplex, Sphere
 from pyro_vae.distributions.sphere import log_area
 from pyro_vae.errors import InputError
 from tests.component_table import PRIORS, chain, fresh, guide_for, vae, variants
@@ -19,13 +20,13 @@ NUM_DRAWS = 20_000
 
 def points(space: str, dim: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     """A fine grid over a space of two dimensions, in float64, and the area that each of its points stands for."""
-    if space.startswith("one-hot"):
+    if isinstance(space, OneHotCodes):
         return torch.eye(2).double(), torch.ones(2)
-    if space == "sphere":  # the circle
+    if space == Sphere():  # the circle
         angle = torch.arange(2000).double() * (2 * math.pi / 2000)
         return torch.stack([angle.cos(), angle.sin()], -1), torch.full((2000,), 2 * math.pi / 2000)
     if (
-        space == "simplex"
+        space == Simplex()
     ):  # the segment, by its first coordinate, on which the density is; through a logit, as it peaks
         t = torch.linspace(-30, 30, 60_001).double()
         first = torch.sigmoid(t)
@@ -75,14 +76,15 @@ def test_priors_given_y(prior):
     conditional = fresh(prior)
     if isinstance(prior, priors.Program):
         conditional = priors.Program(lambda y: pyro.sample("z", dist.Normal(y[..., :2], 1.0).to_event(1)))
-    conditional.build(
-        latent_shape=torch.Size([2]),
-        input_shape=torch.Size([4]),
-        pseudo_input=torch.sigmoid,
-        posterior=pair.encode_input,
-        relaxation=pair.guide_family.relaxation,
-        condition_shape=torch.Size([3]),
-    )
+    offered = {
+        "latent_shape": torch.Size([2]),
+        "input_shape": torch.Size([4]),
+        "pseudo_input": torch.sigmoid,
+        "posterior": pair.encode_input,
+        "relaxation": pair.guide_family.relaxation,
+        "condition_shape": torch.Size([3]),
+    }
+    conditional.build(**{name: offered[name] for name in conditional.sizes})
     y = torch.randn(5, 3)
     p = conditional(y)
     assert (p.batch_shape, p.event_shape) == ((5,), (2,))

@@ -33,8 +33,8 @@ from pyro_vae import (
     networks,
     objectives,
 )
-from pyro_vae.errors import InputError
 from pyro_vae.engine.step.gradients import Gradients
+from pyro_vae.errors import InputError
 from pyro_vae.runs import CHECKPOINT
 from tests.component_table import vae
 from tests.conftest import random_states

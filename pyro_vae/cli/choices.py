@@ -12,6 +12,7 @@ import torch
 from pyro_vae.data import BINARIZATIONS
 from pyro_vae.errors import InputError, one_of
 from pyro_vae.likelihoods import Bernoulli
+from pyro_vae.pair.hooks import EndsSequences, labels_may_miss, takes_labels
 from pyro_vae.runs.specs import named_class
 
 
@@ -27,11 +28,11 @@ def model_spec(config: Any, splits: Any) -> dict[str, Any]:
 
 def labelled(splits: Any, pair: Any, kept: int | None) -> Any:
     """The data with the labels that the pair reads: all for p(x | y); some for training alone where they may be missing."""
-    if not getattr(pair, "takes_labels", False):
+    if not takes_labels(pair):
         if kept is not None:
             raise InputError(f"--labels {kept} has no use: {type(pair).__name__} as it is declared reads no labels.")
         return splits
-    hidden = 0 if getattr(pair, "labels_may_miss", False) else None
+    hidden = 0 if labels_may_miss(pair) else None
     if hidden is None and kept is not None:
         raise InputError(f"--labels {kept} hides labels, but {type(pair).__name__} wants one for each datum.")
     return replace(
@@ -46,7 +47,8 @@ def mean(examples: Any, pair: Any) -> Any:
     """The mean of x over up to 16,384 data, missing values and what is beyond a sequence's end left out."""
     rows = []
     for _, (x, *further) in examples.batches(1024):
-        rows.append(pair.ended(x, *further, beyond=torch.nan) if hasattr(pair, "ended") and further else x)
+        padded = bool(further) and isinstance(pair, EndsSequences)
+        rows.append(pair.ended(x, *further, beyond=torch.nan) if padded else x)
         if len(rows) == 16:
             break
     return torch.cat(rows).nanmean(0)

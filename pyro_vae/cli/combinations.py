@@ -46,7 +46,7 @@ def expanded(experiment: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str,
 def _list_arguments() -> set[str]:
     """Names of the components' and the pairs' arguments that take lists."""
 
-    def below(cls: type) -> Iterator[type]:
+    def below(cls: Any) -> Iterator[type]:
         for sub in cls.__subclasses__():
             yield sub
             yield from below(sub)

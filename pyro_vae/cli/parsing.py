@@ -15,7 +15,7 @@ class CommandError(Exception):
 
 def parser_of(command: str, description: str) -> Any:
     """A parser of jsonargparse that raises a CommandError of one sentence."""
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
     class Parser(ArgumentParser):
         """Says what is wrong in one sentence; jsonargparse makes further ones of this class for nested options."""
@@ -106,7 +106,7 @@ def _class_names() -> list[str]:
     from pyro_vae.models import ComposedPair
     from pyro_vae.objectives import Objective
 
-    def below(cls: type) -> Iterator[str]:
+    def below(cls: Any) -> Iterator[str]:
         for sub in cls.__subclasses__():
             yield sub.__name__
             yield from below(sub)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pyro_vae.cli.parsing import CommandError, parser_of
 from pyro_vae.cli.run_options import add_run_options, loaded
@@ -28,16 +28,19 @@ def sample(arguments: list[str]) -> None:
     target = Path(config.out) if config.out else Path(config.run) / "samples.png"
     one_of("the ending of --out", target.suffix, [".png", ".npy", ".pt"])
     pair = loaded(config)
-    output, y = "mean" if config.mean else "sample", _labels_in_turn(pair, config)
-    drawn = generate(pair, config.num_samples, output=output, condition=y, seed=config.seed)
+    output: Literal["mean", "sample"] = "mean" if config.mean else "sample"
+    y = _labels_in_turn(pair, config)
+    drawn: Any = generate(pair, config.num_samples, output=output, condition=y, seed=config.seed)
     _write_samples(drawn.cpu(), target)
     print(f"{config.num_samples} samples of shape {tuple(drawn.shape[1:])}: {target}")
 
 
 def _labels_in_turn(pair: Any, config: Any) -> Any:
     """y of each sample, or None for a pair that needs none."""
-    needed = getattr(pair, "num_conditions", 0)
-    if not getattr(pair, "takes_labels", False):
+    from pyro_vae.pair.hooks import num_conditions, takes_labels
+
+    needed = num_conditions(pair)
+    if not takes_labels(pair):
         if config.labels is not None:
             raise CommandError(f"--labels: {config.run} is no model of x and a label.")
         if needed:

@@ -10,6 +10,7 @@ from typing import Any
 from pyro_vae.data.files import write_text
 from pyro_vae.inference import elbo_terms, log_likelihood
 from pyro_vae.models import classify
+from pyro_vae.pair.hooks import labels_may_miss
 
 
 def score_and_show(
@@ -52,7 +53,7 @@ def score_and_show(
 
 def _misread(pair: Any, test: Any) -> float | None:
     """The share of the test set whose label a semi-supervised model gets wrong."""
-    if not getattr(pair, "labels_may_miss", False) or test.y is None:
+    if not labels_may_miss(pair) or test.y is None:
         return None
     return (classify(pair, test).argmax(-1).cpu() != test.y.cpu()).double().mean().item()
 

@@ -15,6 +15,7 @@ from pyro_vae.cli.scores import score_and_show
 from pyro_vae.errors import positive_int, whole_seed
 from pyro_vae.models import ComposedPair
 from pyro_vae.objectives import Objective
+from pyro_vae.pair.hooks import StartsAtMean
 from pyro_vae.runs.log import claim
 from pyro_vae.runs.specs import build
 from pyro_vae.training import fit
@@ -26,7 +27,7 @@ def train(arguments: list[str]) -> None:
     whole_seed("--seed", config.seed)
     if config.samples != 0:
         positive_int("--samples", config.samples)
-    out = claim(config.out or _default_folder(config.data, config.resume), config.resume)
+    out: Any = claim(config.out or _default_folder(config.data, config.resume), config.resume)
     splits = data.load(
         config.data, root=config.data_root, pixels=config.pixels, size=config.size, binarize="none", seed=config.seed
     )
@@ -34,8 +35,8 @@ def train(arguments: list[str]) -> None:
         config.epochs = max(20, 3000 * config.fit.batch_size // len(splits.train))
     pair, objective = _built(config, splits)
     splits = labelled(splits, pair, config.labels)
-    binarize = binarisation(config.binarize, pair, splits.train)
-    if hasattr(pair, "start_at"):
+    binarize: Any = binarisation(config.binarize, pair, splits.train)
+    if isinstance(pair, StartsAtMean):
         pair.start_at(mean(splits.train, pair))
     kept = _kept(config, binarize)
     print(

@@ -18,10 +18,10 @@ from pyro_vae.data.resident import (
 from pyro_vae.errors import InputError, kind_of
 
 
-class Items(Dataset):
+class Items(Dataset[Any]):
     """A map-style data set's items as (tensors of the batch, label or None), checked to be alike."""
 
-    def __init__(self, dataset: Dataset, keep: int | None):
+    def __init__(self, dataset: Dataset[Any], keep: int | None):
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             raise InputError(f"{kind_of(dataset)} has no index or no length; wrap it in a DataLoader.")
         if len(dataset) == 0:
@@ -71,10 +71,10 @@ def as_tensor(value: Any) -> Tensor:
     if array.dtype.kind not in "buif":
         raise InputError(f"An array of dtype {array.dtype} holds no real numbers.")
     if array.dtype.kind == "f" and array.itemsize >= 8:  # NumPy's default, which nobody chose: becomes torch's
-        return torch.from_numpy(np.require(array, np.float64, "CW")).to(torch.get_default_dtype())
+        return torch.from_numpy(np.require(array, np.float64, ["C", "W"])).to(torch.get_default_dtype())
     wide = array.dtype.kind == "u" and array.itemsize > 1  # torch hardly computes with these
     dtype = np.int64 if wide else array.dtype.newbyteorder("=")
-    return torch.from_numpy(np.require(array, dtype, "CW"))
+    return torch.from_numpy(np.require(array, dtype, ["C", "W"]))
 
 
 def levels_of(x: Tensor) -> float:

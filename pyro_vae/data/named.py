@@ -99,7 +99,7 @@ _SPLIT = ({"split": "train"}, {"split": "test"})
 
 
 # name: torchvision's class, arguments that ask for its training and test part, how its pictures are prepared
-_TORCHVISION: dict[str, tuple[str, tuple[dict, ...], dict]] = {
+_TORCHVISION: dict[str, tuple[str, tuple[dict[str, Any], ...], dict[str, Any]]] = {
     "mnist": ("MNIST", _TRAIN_TEST, {}),
     "fashion_mnist": ("FashionMNIST", _TRAIN_TEST, {}),
     "kmnist": ("KMNIST", _TRAIN_TEST, {}),
@@ -209,7 +209,7 @@ def _split(parts: dict[str, Any], source: str, sizes: dict[str, int] | None = No
     return parts | cut
 
 
-def _digits(size: int | None) -> dict[str, Examples]:
+def _digits(size: int | None) -> dict[str, Any]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -219,7 +219,13 @@ def _digits(size: int | None) -> dict[str, Examples]:
 
 
 def _torchvision(
-    name: str, kind: str, options: Sequence[dict], prepare: dict, root: Any, size: int | None, download: bool
+    name: str,
+    kind: str,
+    options: Sequence[dict[str, Any]],
+    prepare: dict[str, Any],
+    root: Any,
+    size: int | None,
+    download: bool,
 ) -> dict[str, Any]:
     root = Path(root or os.environ.get("PYRO_VAE_DATA") or "~/.cache/pyro_vae").expanduser()
     transform = functools.partial(prepared, **(prepare | ({"size": size} if size else {})))
@@ -235,7 +241,7 @@ def _torchvision(
     return parts
 
 
-def _opened(name: str, kind: type, root: Path, options: dict, download: bool) -> Dataset:
+def _opened(name: str, kind: type, root: Path, options: dict[str, Any], download: bool) -> Dataset[Any]:
     """torchvision's data set from `root`; downloaded only if it isn't there."""
     accepted = inspect.signature(kind).parameters
     can_fetch = "download" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())
@@ -263,7 +269,7 @@ def _datasets() -> Any:
     return datasets
 
 
-def _other_torchvision(name: str) -> tuple[str, tuple[dict, ...], dict] | None:
+def _other_torchvision(name: str) -> tuple[str, tuple[dict[str, Any], ...], dict[str, Any]] | None:
     """Any other class with the usual arguments: root, transform, and train=True or split="train"."""
     try:
         datasets = _datasets()
@@ -277,9 +283,9 @@ def _other_torchvision(name: str) -> tuple[str, tuple[dict, ...], dict] | None:
     return None
 
 
-def _arrays(dataset: Dataset) -> tuple[Tensor | None, Tensor | None]:
+def _arrays(dataset: Dataset[Any]) -> tuple[Tensor | None, Tensor | None]:
     """The pictures (N, C, H, W) and labels of a data set that holds them as one array."""
-    data = getattr(dataset, "data", None)
+    data: Any = getattr(dataset, "data", None)
     if getattr(data, "ndim", 0) not in (3, 4) or str(data.dtype).removeprefix("torch.") != "uint8":
         return None, None
     x = as_tensor(data)
@@ -287,6 +293,6 @@ def _arrays(dataset: Dataset) -> tuple[Tensor | None, Tensor | None]:
         x = x[:, None]
     elif x.shape[-1] == 3 and x.shape[1] != 3:
         x = x.permute(0, 3, 1, 2).contiguous()
-    y = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    y: Any = getattr(dataset, "targets", getattr(dataset, "labels", None))
     y = y[:, 0] if getattr(y, "ndim", 1) == 2 else y  # QMNIST's further columns say who wrote it
     return x, as_labels(y)

@@ -51,7 +51,7 @@ def sized(examples: Examples, size: int | None) -> Examples:
     return Examples(x, examples.y, levels=examples.levels)
 
 
-class _Pictures(Dataset):
+class _Pictures(Dataset[Any]):
     """Picture files with their labels, if they have any; their headers are read at once."""
 
     def __init__(self, files: list[Path], labels: list[int] | None, size: int | None):

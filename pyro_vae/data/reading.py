@@ -54,7 +54,7 @@ def as_labels(values: Any) -> Tensor | None:
 
 
 def from_dataset(
-    dataset: Dataset, keep: int | None, device: Any = "cpu", max_bytes: int | None = None, threads: int = 0
+    dataset: Dataset[Any], keep: int | None, device: Any = "cpu", max_bytes: int | None = None, threads: int = 0
 ) -> Examples | Stream:
     """The data set read into memory if it fits, otherwise streamed."""
     items = Items(dataset, keep)
@@ -95,15 +95,22 @@ def in_threads(function: Callable[[Any], Any], values: Sequence[Any], threads: i
         return list(pool.map(function, values))
 
 
+def _first_number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"no {pattern} in the text")
+    return int(found[1])
+
+
 def _free_bytes(device: torch.device) -> int:
     """Memory that is free, in bytes: the host's, and the device's if that is less."""
     try:
         meminfo = Path("/proc/meminfo").read_text()  # counts what the page cache can give back; sysconf does not
-        free = int(re.search(r"MemAvailable:\s+(\d+) kB", meminfo)[1]) * 1024
+        free = _first_number(r"MemAvailable:\s+(\d+) kB", meminfo) * 1024
         group = Path("/sys/fs/cgroup")  # a container's own limit
         limit = (group / "memory.max").read_text().strip() if (group / "memory.max").exists() else "max"
         if limit != "max":
-            cached = int(re.search(r"inactive_file (\d+)", (group / "memory.stat").read_text())[1])
+            cached = _first_number(r"inactive_file (\d+)", (group / "memory.stat").read_text())
             free = min(free, int(limit) - int((group / "memory.current").read_text()) + cached)
     except (OSError, TypeError, ValueError):
         known = {"SC_AVPHYS_PAGES", "SC_PAGE_SIZE"} <= set(getattr(os, "sysconf_names", ()))

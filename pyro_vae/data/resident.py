@@ -96,8 +96,8 @@ class Examples:
 
     def take(self, index: Index) -> Examples:
         """The data at `index`, in that order; static bits stay with their datum."""
-        index = as_index(index)
-        return self._mapped(lambda t: t[index if isinstance(index, slice) else index.to(t.device)])
+        at = as_index(index)
+        return self._mapped(lambda t: t[at if isinstance(at, slice) else at.to(t.device)])
 
     def with_binarize(self, binarize: Binarization, seed: int = 0) -> Examples:
         """The same data, binarised otherwise; the tensors are shared."""
@@ -136,11 +136,11 @@ class Examples:
 
         The dtype is x's own if that is floating and `levels` is 1, otherwise torch's default.
         """
-        index = as_index(index)
-        if not isinstance(index, slice):
-            index = index.to(self.device, non_blocking=True)
+        at = as_index(index)
+        if not isinstance(at, slice):
+            at = at.to(self.device, non_blocking=True)
         x, *extras = (
-            t[index] if isinstance(index, slice) else t.index_select(0, index)
+            t[at] if isinstance(at, slice) else t.index_select(0, at)
             for t in (self.x if self._bits is None else self._bits, *self.extras)
         )
         if self._bits is not None:

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class Stream:
 
     def __init__(
         self,
-        source: Dataset | DataLoader,
+        source: Dataset[Any] | DataLoader[Any],
         *,
         levels: float | None = None,
         binarize: Binarization = "none",

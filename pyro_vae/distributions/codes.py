@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -70,11 +71,11 @@ class OneHotGroups(TorchDistribution):
         codes = torch.zeros(*which.shape, self.categories, dtype=self.logits.dtype, device=which.device)
         return codes.scatter(-1, which.unsqueeze(-1), 1.0).flatten(-2)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Self:
         """The same with another batch shape."""
         return type(self)(self.logits.expand(*batch_shape, *self.logits.shape[-2:]), validate_args=False)
 
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         """Codes, by the largest of the logits with Gumbel noise."""
         with torch.no_grad():
             shape = torch.Size([*sample_shape, *self.logits.shape])
@@ -100,7 +101,7 @@ class OneHotGroups(TorchDistribution):
         return -(self.probs * self.logits).sum((-2, -1))
 
 
-@register_kl(OneHotGroups, OneHotGroups)
+@register_kl(OneHotGroups, OneHotGroups)  # type: ignore[untyped-decorator]
 def _kl_between_codes(p: OneHotGroups, q: OneHotGroups) -> torch.Tensor:
     return (p.probs * (p.logits - q.logits)).sum((-2, -1))
 
@@ -130,12 +131,12 @@ class RelaxedGroups(TorchDistribution):
         """The probabilities of the codes that it relaxes, which its own mean nears as the temperature falls."""
         return self.logits.exp().flatten(-2)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Self:
         """The same with another batch shape."""
         logits = self.logits.expand(*batch_shape, *self.logits.shape[-2:])
         return type(self)(self.temperature, logits, validate_args=False)
 
-    def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         """Draws, differentiable in the logits; none is 0 in float32, so that their density stays finite."""
         shape = torch.Size([*sample_shape, *self.logits.shape])
         noise = -torch.empty(shape, dtype=self.logits.dtype, device=self.logits.device).exponential_().log()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -34,7 +35,7 @@ class CountVector(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.nonnegative_integer, len(self.event_shape))
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> CountVector:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> CountVector:
         logits = self.logits.expand(*batch_shape, *self.event_shape)
         return type(self)(self.total_count, logits, len(self.event_shape), validate_args=False)
 
@@ -47,7 +48,7 @@ class CountVector(TorchDistribution):
         """softmax(logits), shape (..., *event_shape), which sums to one over the event."""
         return self._flat_logits.softmax(-1).reshape(self.logits.shape)
 
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         flat = dist.Multinomial(self.total_count, logits=self._flat_logits, validate_args=False)
         return flat.sample(torch.Size(sample_shape)).unflatten(-1, self.event_shape)
 
@@ -112,11 +113,11 @@ class ZeroInflated(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return self.counts.support
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> ZeroInflated:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> ZeroInflated:
         shape = torch.Size(batch_shape)
         return type(self)(self.counts.expand(shape), self.gate_logits.expand(shape), validate_args=False)
 
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         drawn = self.counts.sample(torch.Size(sample_shape))
         with torch.no_grad():
             kept = torch.rand(drawn.shape, dtype=self.gate_logits.dtype, device=drawn.device)

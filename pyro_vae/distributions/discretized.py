@@ -6,6 +6,7 @@ s = 2 k / (L − 1) − 1 in [−1, 1]; the bins of the first and the last level
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -76,11 +77,11 @@ class DiscretizedLogistic(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return constraints.integer_interval(0, self.levels - 1)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> DiscretizedLogistic:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> DiscretizedLogistic:
         shape = torch.Size(batch_shape)
         return type(self)(self.loc.expand(shape), self.scale.expand(shape), self.levels, validate_args=False)
 
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         with torch.no_grad():
             return draw_level(self.loc.expand(shape), self.scale.expand(shape), self.levels)
@@ -152,7 +153,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.integer_interval(0, self.levels - 1), len(self.event_shape))
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> DiscretizedLogisticMixture:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> DiscretizedLogisticMixture:
         shape, rank = torch.Size(batch_shape), len(self.batch_shape)
         parts = (self.logits, self.loc, self.scale, self.coefficients)
         wide = [part.expand(*shape, *part.shape[rank:]) for part in parts]
@@ -182,7 +183,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
             loc = loc + self.coefficients[..., start + j, :] * s[..., j, :]
         return loc
 
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         shape = torch.Size(sample_shape)
         with torch.no_grad():
             wide = self.expand(shape + self.batch_shape)

@@ -50,22 +50,22 @@ class Pushed(TorchDistribution):
         return self._support
 
     @property
-    def has_rsample(self) -> bool:
+    def has_rsample(self) -> bool:  # type: ignore[override]
         """As the base has."""
         return self.base.has_rsample
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Self:
         """The same with another batch shape."""
         return type(self)(self.base.expand(torch.Size(batch_shape)), self.maps, self._support)
 
-    def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         """Draws, differentiable in base and maps; their densities are kept for `log_prob`."""
-        return self._push(self.base.rsample(sample_shape))
+        return self._push(self.base.rsample(torch.Size(sample_shape)))
 
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         """Draws without gradients."""
         with torch.no_grad():
-            value = self._push(self.base.sample(sample_shape))
+            value = self._push(self.base.sample(torch.Size(sample_shape)))
         if torch.is_grad_enabled():  # the density at a fixed value has a gradient in the parameters, by the inverses
             self._drawn = None
         return value

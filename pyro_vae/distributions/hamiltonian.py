@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -42,7 +42,7 @@ class Leapt(TorchDistribution):
         self._drawn: tuple[torch.Tensor, torch.Tensor] | None = None
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Self:
         """The same with another batch shape."""
         return type(self)(self.base.expand(torch.Size(batch_shape)), self.log_joint, self.step, self.start, self.steps)
 
@@ -51,7 +51,7 @@ class Leapt(TorchDistribution):
         """Not known."""
         raise NotImplementedError("A Hamiltonian guide has no mean in closed form; average its draws.")
 
-    def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         """Draws; their densities are kept for `log_prob`."""
         z = self.base.rsample(torch.Size(sample_shape))
         noise = torch.randn_like(z)
@@ -76,7 +76,7 @@ class Leapt(TorchDistribution):
             z = z if through and z.requires_grad else z.detach().requires_grad_()
             return torch.autograd.grad(self.log_joint(z).sum(), z, create_graph=through)[0]
 
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         """Draws without gradients."""
         with torch.no_grad():
             return self.rsample(sample_shape)

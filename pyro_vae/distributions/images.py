@@ -199,7 +199,7 @@ class AutoregressiveImage(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return self._entries.support
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> AutoregressiveImage:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> AutoregressiveImage:
         features = self.features.expand(*batch_shape, *self.features.shape[-3:])
         return type(self)(self.conditionals, features, self.likelihood)
 

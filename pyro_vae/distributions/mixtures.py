@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -45,7 +46,7 @@ class DiagonalMixture(TorchDistribution):
         self.stratified = stratified
         super().__init__(logits.shape[:-1], loc.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Self:
         """The same with another batch shape."""
         loc, scale = (t.expand(*batch_shape, *t.shape[-2:]) for t in (self.loc, self.scale))
         logits = self.logits.expand(*batch_shape, self.logits.shape[-1])
@@ -82,7 +83,7 @@ class DiagonalMixture(TorchDistribution):
             u = (u.flatten().argsort() + torch.rand_like(u.flatten()[:1])).reshape(shape) / shape.numel()
         return (u.unsqueeze(-1) > edges).sum(-1)
 
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         """Draws without gradients."""
         with torch.no_grad():
             shape = torch.Size(sample_shape) + self.batch_shape
@@ -90,7 +91,7 @@ class DiagonalMixture(TorchDistribution):
             loc, scale = (t.expand(*shape, *t.shape[-2:]).gather(-2, which)[..., 0, :] for t in (self.loc, self.scale))
             return loc + scale * torch.randn_like(loc)
 
-    def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         """Draws, differentiable in loc, scale and logits."""
         z = self.sample(sample_shape)
         if not torch.is_grad_enabled():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -29,13 +29,13 @@ class Generative(TorchDistribution):
         self.program, self.given, self.zero = program, given, zero
         super().__init__(zero.shape[:-1], zero.shape[-1:], validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Self:
         """The same with another batch shape."""
         batch, rank = torch.Size(batch_shape), len(self.batch_shape)
         given = tuple(y.expand(*batch, *y.shape[rank:]) for y in self.given)
         return type(self)(self.program, given, self.zero.expand(*batch, *self.event_shape))
 
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         """Draws, by running the program."""
         with torch.no_grad():
             sites = self._run(self._extended_shape(torch.Size(sample_shape))[:-1], None)

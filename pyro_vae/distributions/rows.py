@@ -17,7 +17,7 @@ class OrMissing(constraints.Constraint):
         self.there = there
 
     @property
-    def is_discrete(self) -> bool:
+    def is_discrete(self) -> bool:  # type: ignore[override]
         """Whether some numbers are whole."""
         return self.there.is_discrete
 
@@ -47,11 +47,11 @@ class Row(TorchDistribution):
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
-        each = [column.support.base_constraint for column in self.columns]
+        each = [_entries(column) for column in self.columns]
         entries = OrMissing(constraints.cat(each, dim=-self.rest_dim - 1))
         return constraints.independent(entries, self.rest_dim + 1)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Row:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Row:
         inner = torch.Size([*batch_shape, *self.event_shape[1:]])
         return type(self)([column.expand(inner) for column in self.columns], self.fillers, self.rest_dim)
 
@@ -59,7 +59,7 @@ class Row(TorchDistribution):
         pieces = [pick(column).to(self.fillers.dtype) for column in self.columns]
         return torch.cat(pieces, dim=-1).movedim(-1, -self.rest_dim - 1)
 
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         return self._joined(lambda column: column.sample(torch.Size(sample_shape)))
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
@@ -90,3 +90,9 @@ def _centre(column: TorchDistribution) -> torch.Tensor:
     except NotImplementedError:
         return column.mean
     return torch.where(column.mean.isfinite(), column.mean, mode)
+
+
+def _entries(column: TorchDistribution) -> Any:
+    """The constraint of one entry of a column."""
+    support: Any = column.support
+    return support.base_constraint

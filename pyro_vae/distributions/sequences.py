@@ -45,7 +45,7 @@ class Sequential(TorchDistribution):
             sees.repeat_interleave(3 * components, dim=0), hidden_features=tuple(hidden), activation=nn.ELU
         )
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Self:
         """The same with another batch shape."""
         batch = torch.Size(batch_shape)
         given = None if self.given is None else self.given.expand(*batch, self.given.shape[-1])
@@ -67,7 +67,7 @@ class Sequential(TorchDistribution):
         shape = torch.broadcast_shapes(value.shape, self.zero.shape)
         return self.conditionals(value.expand(shape)).log_prob(value.expand(shape)).sum(-1)
 
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         """Draws, entry by entry."""
         with torch.no_grad():
             value = self.zero.expand(self._extended_shape(torch.Size(sample_shape)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -36,11 +37,11 @@ class SphereUniform(TorchDistribution):
         self.zero = zero
         super().__init__(zero.shape[:-1], zero.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Self:
         """The same with another batch shape."""
         return type(self)(self.zero.expand(*batch_shape, *self.event_shape), validate_args=False)
 
-    def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         """Draws, which depend on no parameter."""
         return _uniform(self.zero, self._extended_shape(torch.Size(sample_shape)))
 
@@ -78,7 +79,7 @@ class PowerSpherical(TorchDistribution):
         self.loc, self.scale = loc.expand(*batch, loc.shape[-1]), scale.expand(batch)
         super().__init__(batch, loc.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Self:
         """The same with another batch shape."""
         loc, scale = self.loc.expand(*batch_shape, *self.event_shape), self.scale.expand(batch_shape)
         return type(self)(loc, scale, validate_args=False)
@@ -92,7 +93,7 @@ class PowerSpherical(TorchDistribution):
         """Of (1 + locᵀ z) / 2."""
         return Beta(self.scale + self._beta, torch.full_like(self.scale, self._beta), validate_args=False)
 
-    def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         """Draws by a Beta along the mean direction, the uniform around it, and a reflection (algorithm 1)."""
         sample_shape = torch.Size(sample_shape)
         shape = self._extended_shape(sample_shape)
@@ -146,7 +147,7 @@ class PowerSpherical(TorchDistribution):
         return self._log_normalizer() - self.scale * expected
 
 
-@register_kl(PowerSpherical, SphereUniform)
+@register_kl(PowerSpherical, SphereUniform)  # type: ignore[untyped-decorator]
 def _kl_to_uniform(p: PowerSpherical, q: SphereUniform) -> torch.Tensor:
     return log_area(q.event_shape[0]) - p.entropy()
 

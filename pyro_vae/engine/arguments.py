@@ -149,7 +149,9 @@ def flatten(thing: Any, leaves: list[Any]) -> Any:
         return kind, None, tuple(flatten(part, leaves) for part in thing)
     if kind in (dict, collections.OrderedDict):
         return kind, tuple(thing), tuple(flatten(part, leaves) for part in thing.values())
-    if kind in _RECORDS or (dataclasses.is_dataclass(thing) and not isinstance(thing, type) and hasattr(thing, "__dict__")):
+    if kind in _RECORDS or (
+        dataclasses.is_dataclass(thing) and not isinstance(thing, type) and hasattr(thing, "__dict__")
+    ):
         return kind, tuple(vars(thing)), tuple(flatten(part, leaves) for part in vars(thing).values())
     leaves.append(thing)
     return _LEAF

@@ -9,6 +9,7 @@ from torch import fx
 
 aten = torch.ops.aten
 
+
 def clean(graph: fx.GraphModule) -> None:
     """Removes dead code, changes of nothing, and what is done twice; draws and writes are kept, in their order."""
     for node in list(graph.graph.nodes):

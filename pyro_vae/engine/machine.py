@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 
-
 def remembered(question: str, find_out: Callable[[], bool]) -> bool:
     """The answer to a question about this machine: from an earlier run, or found out now and kept for later ones.
 

@@ -22,16 +22,76 @@ import torch
 LIBRARIES = frozenset({"torch", "pyro", "pyro_vae", "numpy", "opt_einsum", "functorch"})
 #: Modules of the standard library that neither ask nor change anything outside.
 _PURE = frozenset(
-    "__future__ _collections_abc _weakrefset abc argparse ast bisect cmath collections colorsys contextlib copy copyreg "
-    "dataclasses decimal difflib enum fractions functools heapq importlib inspect itertools keyword linecache math "
-    "numbers operator pprint re reprlib statistics string struct sys textwrap token tokenize types typing "
-    "unicodedata warnings weakref".split()
+    [
+        "__future__",
+        "_collections_abc",
+        "_weakrefset",
+        "abc",
+        "argparse",
+        "ast",
+        "bisect",
+        "cmath",
+        "collections",
+        "colorsys",
+        "contextlib",
+        "copy",
+        "copyreg",
+        "dataclasses",
+        "decimal",
+        "difflib",
+        "enum",
+        "fractions",
+        "functools",
+        "heapq",
+        "importlib",
+        "inspect",
+        "itertools",
+        "keyword",
+        "linecache",
+        "math",
+        "numbers",
+        "operator",
+        "pprint",
+        "re",
+        "reprlib",
+        "statistics",
+        "string",
+        "struct",
+        "sys",
+        "textwrap",
+        "token",
+        "tokenize",
+        "types",
+        "typing",
+        "unicodedata",
+        "warnings",
+        "weakref",
+    ]
 )
 #: Of these, the ones that read attributes whose names stand nowhere in code.
 _READ_ANY_NAME = frozenset({"copy", "copyreg", "dataclasses", "pprint", "reprlib"})
 _COMPILED_PURE = _PURE | frozenset(
-    "builtins _operator _functools _collections _abc _weakref _struct _bisect _heapq _statistics _string _sre _decimal "
-    "_imp _json _pickle _hashlib _ast scipy".split()
+    [
+        "builtins",
+        "_operator",
+        "_functools",
+        "_collections",
+        "_abc",
+        "_weakref",
+        "_struct",
+        "_bisect",
+        "_heapq",
+        "_statistics",
+        "_string",
+        "_sre",
+        "_decimal",
+        "_imp",
+        "_json",
+        "_pickle",
+        "_hashlib",
+        "_ast",
+        "scipy",
+    ]
 )
 _WHY = {
     **dict.fromkeys(("time", "datetime", "_datetime", "calendar"), "reads the clock"),
@@ -52,9 +112,10 @@ _BUILTINS = {
     "breakpoint": "stops in a debugger",
 }
 _ANY_NAME = frozenset({"getattr", "setattr", "hasattr", "delattr", "vars", "dir"})
-_SEEDS = frozenset(
-    ("torch.random", "torch.cuda.random", "torch.mps", "pyro.util")
-), frozenset({"manual_seed", "manual_seed_all", "seed", "seed_all", "set_rng_state", "set_rng_seed", "fork_rng"})
+_SEEDS = (
+    frozenset(("torch.random", "torch.cuda.random", "torch.mps", "pyro.util")),
+    frozenset({"manual_seed", "manual_seed_all", "seed", "seed_all", "set_rng_state", "set_rng_seed", "fork_rng"}),
+)
 
 
 def root_of(module: str | None) -> str:
@@ -117,7 +178,11 @@ def observe(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[An
     for then, now, what in zip(
         before,
         (random.getstate(), _numpy_state(), ambient()),
-        ("draws from Python's random numbers", "draws from NumPy's random numbers", "changes a setting of torch or Pyro"),
+        (
+            "draws from Python's random numbers",
+            "draws from NumPy's random numbers",
+            "changes a setting of torch or Pyro",
+        ),
         strict=True,
     ):
         if then != now:

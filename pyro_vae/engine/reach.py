@@ -44,7 +44,7 @@ _FIXED = (
 )
 _OPAQUE = (
     *(types.MethodDescriptorType, types.WrapperDescriptorType, types.CodeType, types.GetSetDescriptorType),
-    *( types.MemberDescriptorType, types.ClassMethodDescriptorType),
+    *(types.MemberDescriptorType, types.ClassMethodDescriptorType),
     *(torch._ops.OpOverload, torch._ops.OpOverloadPacket, types.GenericAlias),
 )
 MISSING = object()
@@ -285,20 +285,56 @@ class Reach:
         impure = root_of(type(thing).__module__) in sys.stdlib_module_names and not _is_pure(type(thing).__module__)
         self._add(Kind.SIZE, held, None, len(held), path)
         for name, value in held.items():
-            if (name in self.executed.own_names if impure else self._counts(name)) and not (str(name).startswith("_cached_") and not _is_own_attribute(thing)):
+            if (name in self.executed.own_names if impure else self._counts(name)) and not (
+                str(name).startswith("_cached_") and not _is_own_attribute(thing)
+            ):
                 self._add(Kind.ENTRY, held, name, value, f"{path}.{name}")
 
 
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
-_OF_MODULES = frozenset("__builtins__ __loader__ __spec__ __cached__ __file__ __path__ __doc__ __package__".split())
-_DUNDERS = frozenset(
-    "__module__ __doc__ __dict__ __weakref__ __annotations__ __qualname__ __firstlineno__ __static_attributes__ "
-    "__abstractmethods__ __orig_bases__ __parameters__ __slots__ __hash__ __annotate_func__ __annotations_cache__".split()
+_OF_MODULES = frozenset(
+    ["__builtins__", "__loader__", "__spec__", "__cached__", "__file__", "__path__", "__doc__", "__package__"]
 )
-_CONTENTS = (bytearray, array.array, random.Random, torch.Generator, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
+_DUNDERS = frozenset(
+    [
+        "__module__",
+        "__doc__",
+        "__dict__",
+        "__weakref__",
+        "__annotations__",
+        "__qualname__",
+        "__firstlineno__",
+        "__static_attributes__",
+        "__abstractmethods__",
+        "__orig_bases__",
+        "__parameters__",
+        "__slots__",
+        "__hash__",
+        "__annotate_func__",
+        "__annotations_cache__",
+    ]
+)
+_CONTENTS = (
+    bytearray,
+    array.array,
+    random.Random,
+    torch.Generator,
+    np.random.Generator,
+    np.random.RandomState,
+    np.random.BitGenerator,
+)
 _CACHE = type(functools.lru_cache(str))
 _PARTS = (
-    *(types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType, functools.partial, functools.partialmethod, property, staticmethod, classmethod),
+    *(
+        types.MethodType,
+        types.BuiltinFunctionType,
+        types.MethodWrapperType,
+        functools.partial,
+        functools.partialmethod,
+        property,
+        staticmethod,
+        classmethod,
+    ),
     *(functools.cached_property, functools.singledispatchmethod, _CACHE),
 )
 _LOOKS: tuple[tuple[Any, Callable[..., None]], ...] = (
@@ -371,7 +407,9 @@ def _is_function_of(thing: Any, codes: set[types.CodeType]) -> bool:
 def _is_own(kind: type) -> bool:
     """Whether a class is neither a library's nor Python's."""
     root = root_of(kind.__module__)
-    return kind.__module__ == "__main__" or (root not in LIBRARIES and root not in sys.stdlib_module_names | {"builtins"})
+    return kind.__module__ == "__main__" or (
+        root not in LIBRARIES and root not in sys.stdlib_module_names | {"builtins"}
+    )
 
 
 def _is_own_module(module: types.ModuleType) -> bool:

@@ -7,7 +7,6 @@ program that counts its own calls counts what it would count without us.
 from __future__ import annotations
 
 import contextlib
-
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -331,7 +330,9 @@ class Replay:
 
     def _changed_arguments(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         now = self._arguments.sort(args, kwargs)
-        same = now.key == call.key and all(a is b for a, b in zip(now.leaves, call.leaves, strict=True) if _is_tensor(a))
+        same = now.key == call.key and all(
+            a is b for a, b in zip(now.leaves, call.leaves, strict=True) if _is_tensor(a)
+        )
         return None if same else "it changes its arguments"
 
     # --- capturing ----------------------------------------------------------------------------------------------------
@@ -612,5 +613,3 @@ def kept_with(thing: Any) -> dict[Any, Replay]:
     if "_replays" not in vars(thing):
         object.__setattr__(thing, "_replays", _Belonging())  # past torch's own, which looks for modules in it
     return vars(thing)["_replays"].replays
-
-

@@ -97,7 +97,9 @@ def agree(
     if not apart or sensitivity is None:
         return not apart
     moves = sensitivity()
-    return all(close(got[i], expected[i], relative, 10 * moves[i]) for i in apart if i < len(moves)) and len(moves) > max(apart)
+    return all(close(got[i], expected[i], relative, 10 * moves[i]) for i in apart if i < len(moves)) and len(
+        moves
+    ) > max(apart)
 
 
 def _sensitivity(captured: Captured, inputs: Sequence[torch.Tensor], expected: Sequence[Any]) -> list[float]:
@@ -119,7 +121,9 @@ def _sensitivity(captured: Captured, inputs: Sequence[torch.Tensor], expected: S
     ]
 
 
-def against_eager(captured: Captured, inputs: Sequence[torch.Tensor], got: Sequence[Any], expected: Sequence[Any]) -> bool:
+def against_eager(
+    captured: Captured, inputs: Sequence[torch.Tensor], got: Sequence[Any], expected: Sequence[Any]
+) -> bool:
     """Whether the operations as they came gave what an eager call gave."""
     return agree(got, expected, RECORDED, lambda: _sensitivity(captured, inputs, got))
 

@@ -148,8 +148,11 @@ _COLUMNS: dict[Any, Callable[..., bool]] = {
 
 
 _BY_PARTS = frozenset(
-    (dict, list, tuple, set, frozenset, collections.deque, collections.OrderedDict, collections.defaultdict, np.ndarray)
-    + (types.FunctionType, types.MethodType, types.SimpleNamespace, argparse.Namespace, functools.partial, bytearray, weakref.ref)
+    [
+        *(dict, list, tuple, set, frozenset, collections.deque, collections.OrderedDict, collections.defaultdict),
+        *(np.ndarray, bytearray, weakref.ref, types.SimpleNamespace, argparse.Namespace),
+        *(types.FunctionType, types.MethodType, functools.partial),
+    ]
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -10,6 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch.nn import functional as F
 
 from pyro_vae.component import Component
+from pyro_vae.distributions.spaces import Reals, Space
 
 # Keeps a standard deviation off zero when the encoder is very sure, in latent units.
 MIN_SCALE = 1e-6
@@ -26,14 +28,15 @@ class Guide(Component):
         amortized: whether an encoder says the params; if not, they are sought for each datum.
     """
 
+    sizes: ClassVar[tuple[str, ...]] = ("latent_shape",)
     latent_shape: torch.Size
     evaluable: bool = True
     amortized: bool = True
 
     @property
-    def space(self) -> str:
-        """Where z lies, in a word or two: the prior must live there too."""
-        return "real"
+    def space(self) -> Space:
+        """Where z lies: the prior must live there too."""
+        return Reals()
 
     @property
     def latent_rank(self) -> int:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from pyro_vae.distributions.codes import OneHotGroups, RelaxedGroups
 from pyro_vae.distributions.flows import Pushed
+from pyro_vae.distributions.spaces import OneHotCodes, Simplex, Space, Sphere
 from pyro_vae.distributions.sphere import PowerSpherical
 from pyro_vae.errors import InputError, positive, positive_int
 from pyro_vae.guides.base import Guide, normal
@@ -26,6 +27,8 @@ class RelaxedCategorical(Guide):
             ReweightedWakeSleep want them.
     """
 
+    done: torch.Tensor
+
     def __init__(
         self, categories: int = 10, temperature: float = 1.0, final_temperature: float = 0.5, hard: bool = False
     ):
@@ -36,8 +39,8 @@ class RelaxedCategorical(Guide):
         self.hard = hard
 
     @property
-    def space(self) -> str:
-        return f"one-hot codes of {self.categories}"
+    def space(self) -> Space:
+        return OneHotCodes(self.categories)
 
     def setup(self) -> None:
         if self.size % self.categories:
@@ -67,8 +70,8 @@ class LogisticNormal(Guide):
     """q(z | x): N(loc(x), scale(x)²) on R^(D−1) mapped to the simplex (Srivastava & Sutton 2017, section 3.2)."""
 
     @property
-    def space(self) -> str:
-        return "simplex"
+    def space(self) -> Space:
+        return Simplex()
 
     @property
     def params_shape(self) -> torch.Size:
@@ -83,8 +86,8 @@ class Spherical(Guide):
     """q(z | x) power spherical around a direction that x says, on |z| = 1 (De Cao & Aziz 2020; Davidson et al. 2018)."""
 
     @property
-    def space(self) -> str:
-        return "sphere"
+    def space(self) -> Space:
+        return Sphere()
 
     @property
     def params_shape(self) -> torch.Size:

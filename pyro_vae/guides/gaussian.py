@@ -28,6 +28,8 @@ class MeanField(Guide):
 class FullCovariance(Guide):
     """q(z | x) = N(z | loc(x), L(x) L(x)ᵀ) with L lower triangular (Kingma & Welling 2019, section 2.5.1)."""
 
+    below_diagonal: torch.Tensor
+
     def setup(self) -> None:
         rows, columns = torch.tril_indices(self.size, self.size, offset=-1)
         self.register_buffer("below_diagonal", rows * self.size + columns, persistent=False)

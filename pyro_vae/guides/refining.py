@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import nn
 
 from pyro_vae.distributions.hamiltonian import Leapt
+from pyro_vae.distributions.spaces import Space
 from pyro_vae.errors import InputError, positive, positive_int
 from pyro_vae.guides.base import Guide, LogJoint, normal
 from pyro_vae.guides.constrained import RelaxedCategorical
@@ -74,11 +75,11 @@ class Refining(Guide, ABC):
         self.guide.build(latent_shape=self.latent_shape)
 
     @property
-    def space(self) -> str:
+    def space(self) -> Space:
         return self.guide.space
 
     @property
-    def evaluable(self) -> bool:
+    def evaluable(self) -> bool:  # type: ignore[override]
         return self.guide.evaluable
 
     def relaxation(self) -> torch.Tensor | None:

@@ -7,17 +7,20 @@ from typing import Any
 import torch
 
 from pyro_vae import data
+from pyro_vae.data import Binarization
 from pyro_vae.pair import (
     Batch,
+    ModelAndGuide,
     device_of,
     kept_random_state,
     remember,
     trace_pair,
     unsupported,
 )
+from pyro_vae.pair.hooks import check_batch
 
 
-def scored_data(pair: Any, x: Any, binarize: str | None, seed: int) -> Any:
+def scored_data(pair: ModelAndGuide, x: Any, binarize: Binarization | None, seed: int) -> Any:
     """The data to score, on the pair's device, checked; a binarisation is drawn once, under `seed`."""
     first = x[0] if isinstance(x, (tuple, list)) and x else x
     device = device_of(pair, first.device if isinstance(first, torch.Tensor) else "cpu")
@@ -26,7 +29,7 @@ def scored_data(pair: Any, x: Any, binarize: str | None, seed: int) -> Any:
     return examples
 
 
-def check_data(pair: Any, examples: Any) -> None:
+def check_data(pair: ModelAndGuide, examples: Any) -> None:
     """Refuses, before any work is done, data that are not finite or that the pair says it can't have made.
 
     Raises:
@@ -35,15 +38,13 @@ def check_data(pair: Any, examples: Any) -> None:
     if not isinstance(examples, data.Examples):
         return  # a stream is checked batch by batch as it is read
     examples.check_finite(getattr(getattr(pair, "likelihood", None), "missing_allowed", False))
-    check = getattr(pair, "check", None)
     with kept_random_state(examples.device):
         for _, batch in examples.batches(8192):
-            if check is not None:
-                check(*batch)
+            check_batch(pair, *batch)
             remember(pair, batch)
 
 
-def notes_on(pair: Any, batch: Batch) -> tuple[str, ...]:
+def notes_on(pair: ModelAndGuide, batch: Batch) -> tuple[str, ...]:
     """What the reader of a score on this batch must know, such as data outside the support."""
     with kept_random_state(batch[0].device):
         _, model_trace = trace_pair(pair, tuple(t[:256] for t in batch))

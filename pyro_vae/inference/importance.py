@@ -22,6 +22,8 @@ from pyro_vae.pair import (
     Batch,
     DataPlate,
     ModelAndGuide,
+    Site,
+    Sites,
     data_plate,
     log_prob,
     outside,
@@ -31,7 +33,6 @@ from pyro_vae.pair import (
 )
 
 Values = dict[str, torch.Tensor]
-Sites = dict[str, dict[str, Any]]
 _PARTICLES = "_particles"
 
 
@@ -134,7 +135,7 @@ class Draws:
         values, log_q = self.draw(num_samples)
         return self.log_joint(values, num_samples) - log_q
 
-    def _unfolded(self, site: dict[str, Any], num_samples: int, folded: bool) -> torch.Tensor:
+    def _unfolded(self, site: Site, num_samples: int, folded: bool) -> torch.Tensor:
         value = site["value"]
         return unfold(value, self.layout, site["fn"].event_dim, num_samples) if folded else value
 
@@ -147,7 +148,7 @@ def run(
     *,
     fold: bool,
     values: Values | None = None,
-) -> dict[str, dict[str, Any]]:
+) -> Sites:
     """The random sites of a program run with K particles, with `values` for the latents that have one.
 
     Raises:
@@ -164,9 +165,7 @@ def run(
     return {**sample_sites(trace, observed=False), **sample_sites(trace, observed=True)}
 
 
-def per_datum(
-    sites: dict[str, dict[str, Any]], layout: Layout, num_samples: int, num_data: int, fold: bool
-) -> torch.Tensor:
+def per_datum(sites: Sites, layout: Layout, num_samples: int, num_data: int, fold: bool) -> torch.Tensor:
     """Σ over sites and inner plates of log p, shape (K, N)."""
     total: Any = 0.0
     for site in sites.values():
@@ -179,9 +178,13 @@ def summed(term: torch.Tensor, layout: Layout, num_samples: int, num_data: int, 
     if fold:
         term = unfold(term, layout, 0, num_samples)
     term = term.expand(torch.broadcast_shapes(term.shape, (1,) * -layout.particle_dim))
-    keep = {term.dim() + layout.particle_dim, term.dim() + layout.plate.dim}
-    inner = [d for d in range(term.dim()) if d not in keep]
-    return (term.sum(inner) if inner else term).expand(num_samples, num_data)
+    return summed_but(term, layout.particle_dim, layout.plate.dim).expand(num_samples, num_data)
+
+
+def summed_but(term: torch.Tensor, *kept: int) -> torch.Tensor:
+    """The sum over all dimensions but those kept, counted from the right."""
+    inner = [d for d in range(-term.dim(), 0) if d not in kept]
+    return term.sum(inner) if inner else term
 
 
 def _fold(value: torch.Tensor, layout: Layout, event_dim: int) -> torch.Tensor:
@@ -225,7 +228,7 @@ def traced_layout(guide_trace: poutine.Trace, model_trace: poutine.Trace, num_da
     frames = [
         f
         for t in (guide_trace, model_trace)
-        for s in t.nodes.values()
+        for s in dict[str, Any](t.nodes).values()
         if s["type"] == "sample"
         for f in plates_of(s).values()
     ]
@@ -256,7 +259,8 @@ def _first_that_agrees(
 ) -> Layout:
     failures: list[Exception | str] = []
     for fold in (False, True):
-        candidate = replace(layout, **{flag: fold})
+        changed: dict[str, Any] = {flag: fold}
+        candidate = replace(layout, **changed)
         try:
             if agrees(pair, few, candidate):
                 return candidate

@@ -10,18 +10,21 @@ from typing import Any
 
 import torch
 
+from pyro_vae.data import Binarization
+from pyro_vae.engine.machine import memory_kept
+from pyro_vae.engine.replay import COMPILE, Compile, Replay, kept_with
 from pyro_vae.errors import InputError, one_of, positive_int
 from pyro_vae.inference.checked import notes_on, scored_data
 from pyro_vae.inference.diagnostics import effective_sample_size, pareto_khat, tail_length
 from pyro_vae.inference.importance import Draws, Layout, bytes_per_draw, find_layout
-from pyro_vae.engine.machine import memory_kept
 from pyro_vae.pair import (
     Batch,
+    ModelAndGuide,
+    PairLike,
     as_pair,
     evaluating,
     kept_random_state,
 )
-from pyro_vae.engine.replay import COMPILE, Compile, Replay, kept_with
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,11 @@ class LogLikelihood:
 
 
 def log_likelihood(
-    pair: Any,
+    pair: PairLike,
     x: Any,
     num_samples: int = 1000,
     *,
-    binarize: str | None = None,
+    binarize: Binarization | None = None,
     seed: int = 0,
     max_memory: int | None = None,
     compile: Compile = "auto",
@@ -163,7 +166,9 @@ class _Weights:
     What is captured stays with the pair, for the next score.
     """
 
-    def __init__(self, pair: Any, layout: Layout, compile: Compile, chunks: list[int], rows: int, num_data: int):
+    def __init__(
+        self, pair: ModelAndGuide, layout: Layout, compile: Compile, chunks: list[int], rows: int, num_data: int
+    ):
         self.pair, self.layout = pair, layout
         self.replays = {}
         for size in set(chunks):
@@ -200,7 +205,9 @@ def _calls(*batch: torch.Tensor, rows: int, often: int) -> int:
 def _sums(weights: Iterator[torch.Tensor], num_samples: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """log Σ w and log Σ w² of each datum of one batch, (N,), and its largest log-weights, (M + 1, N)."""
     kept = tail_length(num_samples) + 1
-    log_sum = log_sum_squares = tail = None
+    log_sum: Any = None
+    log_sum_squares: Any = None
+    tail: Any = None
     for chunk in weights:
         log_w = chunk.double()
         squares, sums = (2 * log_w).logsumexp(0), log_w.logsumexp(0)

@@ -15,6 +15,10 @@ from pyro_vae.inference.importance import Draws, Layout, find_layout
 from pyro_vae.inference.temperature import Tempered
 from pyro_vae.pair import (
     Batch,
+    ModelAndGuide,
+    PairLike,
+    Site,
+    Sites,
     as_batch,
     as_pair,
     blank_batch,
@@ -25,12 +29,13 @@ from pyro_vae.pair import (
     sample_sites,
     trace_pair,
 )
+from pyro_vae.pair.hooks import JoinsOutputs, check_conditions
 
 Output = Literal["sample", "mean"]
 
 
 def generate(
-    pair: Any,
+    pair: PairLike,
     num_samples: int = 16,
     *,
     output: Output = "sample",
@@ -58,14 +63,14 @@ def generate(
     one_of("output", output, ["sample", "mean"])
     tempered = Tempered(temperature)
     batch = blank_batch(pair, num_samples, like, condition)
-    _check_condition(pair, batch)
+    check_conditions(pair, *batch[1:])
     with evaluating(pair), _random_state(batch[0].device, seed), tempered:
         observed = _regenerate(pair, batch)
     return _shaped(pair, {name: _output(site, output) for name, site in observed.items()}, batch)
 
 
 def reconstruct(
-    pair: Any,
+    pair: PairLike,
     x: Any,
     *,
     output: Output = "mean",
@@ -95,7 +100,7 @@ def reconstruct(
         positive_int("keep", keep)
     tempered = Tempered(temperature)
     batch = _to_device(pair, as_batch(x))
-    _check_condition(pair, batch)
+    check_conditions(pair, *batch[1:])
     remember(pair, batch)
     with evaluating(pair), _random_state(batch[0].device, seed):
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
@@ -108,7 +113,7 @@ def reconstruct(
     return _shaped(pair, {name: _output(site, output) for name, site in observed.items()}, batch)
 
 
-def encode(pair: Any, x: Any, *, batch_size: int = 8192) -> TorchDistribution | Posterior:
+def encode(pair: PairLike, x: Any, *, batch_size: int = 8192) -> TorchDistribution | Posterior:
     """q(z | x), the guide's posterior of each datum.
 
     Args:
@@ -126,7 +131,7 @@ def encode(pair: Any, x: Any, *, batch_size: int = 8192) -> TorchDistribution | 
     batch = _to_device(pair, as_batch(x))
     if not len(batch[0]):
         raise InputError("x is empty: there is nothing to encode.")
-    _check_condition(pair, batch)
+    check_conditions(pair, *batch[1:])
     remember(pair, batch)
     with evaluating(pair):
         few = tuple(t[:3] for t in batch)
@@ -164,7 +169,7 @@ class Concatenated(TorchDistribution):
         return self.parts[0].support
 
     @property
-    def has_rsample(self) -> bool:
+    def has_rsample(self) -> bool:  # type: ignore[override]
         return self.parts[0].has_rsample
 
     @property
@@ -175,11 +180,11 @@ class Concatenated(TorchDistribution):
     def variance(self) -> torch.Tensor:
         return self._joined([part.variance for part in self.parts], self.event_dim)
 
-    def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
-        return self._joined([part.rsample(sample_shape) for part in self.parts], self.event_dim)
+    def rsample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
+        return self._joined([part.rsample(torch.Size(sample_shape)) for part in self.parts], self.event_dim)
 
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
-        return self._joined([part.sample(sample_shape) for part in self.parts], self.event_dim)
+    def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
+        return self._joined([part.sample(torch.Size(sample_shape)) for part in self.parts], self.event_dim)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         sizes = [part.batch_shape[0] for part in self.parts]
@@ -195,7 +200,7 @@ class Posterior:
         num_data: N.
     """
 
-    def __init__(self, pair: Any, batch: Batch, layout: Layout, batch_size: int):
+    def __init__(self, pair: ModelAndGuide, batch: Batch, layout: Layout, batch_size: int):
         self._pair, self._batch, self._layout, self._batch_size = pair, batch, layout, batch_size
         self.sites = tuple(layout.event_dims)
         self.num_data = len(batch[0])
@@ -224,17 +229,12 @@ def _random_state(device: torch.device, seed: int | None) -> Any:
     return contextlib.nullcontext() if seed is None else kept_random_state(device, seed)
 
 
-def _to_device(pair: Any, batch: Batch) -> Batch:
+def _to_device(pair: ModelAndGuide, batch: Batch) -> Batch:
     device = device_of(pair, batch[0].device)
     return tuple(t.to(device) for t in batch)
 
 
-def _check_condition(pair: Any, batch: Batch) -> None:
-    if hasattr(pair, "check_condition"):
-        pair.check_condition(*batch[1:])
-
-
-def _regenerate(pair: Any, batch: Batch, guide_trace: poutine.Trace | None = None) -> dict[str, dict[str, Any]]:
+def _regenerate(pair: ModelAndGuide, batch: Batch, guide_trace: poutine.Trace | None = None) -> Sites:
     """The observed sites of the model with their observations removed, at the guide's latents if given."""
     model = poutine.uncondition(pair.model)
     if guide_trace is not None:
@@ -247,7 +247,7 @@ def _regenerate(pair: Any, batch: Batch, guide_trace: poutine.Trace | None = Non
     return observed
 
 
-def _output(site: dict[str, Any], output: Output) -> torch.Tensor:
+def _output(site: Site, output: Output) -> torch.Tensor:
     if output == "sample":
         return site["value"]
     try:
@@ -268,8 +268,10 @@ def _first(keep: int, guide_trace: poutine.Trace, model_trace: poutine.Trace) ->
     return kept
 
 
-def _shaped(pair: Any, outputs: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor | dict[str, torch.Tensor]:
+def _shaped(
+    pair: ModelAndGuide, outputs: dict[str, torch.Tensor], batch: Batch
+) -> torch.Tensor | dict[str, torch.Tensor]:
     if len(outputs) > 1:
-        return pair.joined_outputs(outputs, *batch) if hasattr(pair, "joined_outputs") else outputs
+        return pair.joined_outputs(outputs, *batch) if isinstance(pair, JoinsOutputs) else outputs
     (only,) = outputs.values()
     return only.reshape(batch[0].shape) if only.numel() == batch[0].numel() else only

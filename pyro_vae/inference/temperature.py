@@ -47,14 +47,14 @@ def tempered(fn: TorchDistribution, temperature: float, name: str = "z") -> Torc
     inner = {torch_dist.Independent: "base_dist", torch_dist.TransformedDistribution: "base_dist", Pushed: "base"}
     for kind, part in {**inner, dist.MaskedDistribution: "base_dist"}.items():
         if isinstance(fn, kind):
-            twin = copy.copy(fn)
-            setattr(twin, part, tempered(getattr(fn, part), temperature, name))
-            return twin
-    twin = copy.copy(fn)
+            outer = copy.copy(fn)
+            setattr(outer, part, tempered(getattr(fn, part), temperature, name))
+            return outer
+    twin: Any = copy.copy(fn)
     if isinstance(fn, torch_dist.MultivariateNormal):
         twin._unbroadcasted_scale_tril = fn._unbroadcasted_scale_tril * temperature
         for derived in ("scale_tril", "covariance_matrix", "precision_matrix"):
-            vars(twin).pop(derived, None)
+            twin.__dict__.pop(derived, None)
     elif isinstance(fn, (torch_dist.Normal, torch_dist.Laplace, torch_dist.StudentT)):
         twin.scale = fn.scale * temperature
     else:

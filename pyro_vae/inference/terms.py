@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 
+from pyro_vae.data import Binarization
 from pyro_vae.errors import positive_int
 from pyro_vae.inference.checked import notes_on, scored_data
+from pyro_vae.inference.importance import summed_but
 from pyro_vae.pair import (
     Batch,
+    ModelAndGuide,
+    PairLike,
     as_pair,
     data_plate,
     evaluating,
@@ -69,7 +73,13 @@ class ElboTerms:
 
 
 def elbo_terms(
-    pair: Any, x: Any, num_samples: int = 1, *, binarize: str | None = None, seed: int = 0, batch_size: int = 2048
+    pair: PairLike,
+    x: Any,
+    num_samples: int = 1,
+    *,
+    binarize: Binarization | None = None,
+    seed: int = 0,
+    batch_size: int = 2048,
 ) -> ElboTerms:
     """The evidence lower bound and its terms (Doersch 2016, eq. 5; Kingma & Welling 2014, eq. 3).
 
@@ -117,7 +127,7 @@ def elbo_terms(
     return ElboTerms(reconstruction - kl, reconstruction, kl, totals, joined, stderr, notes, dims, latents)
 
 
-def _terms(pair: Any, batch: Batch, num_data: int) -> Iterator[tuple[str, torch.Tensor, bool, bool]]:
+def _terms(pair: ModelAndGuide, batch: Batch, num_data: int) -> Iterator[tuple[str, torch.Tensor, bool, bool]]:
     """(site, its term, is it latent, is it per datum): terms are (n,) per datum, or one share of a global total."""
     guide_trace, model_trace = trace_pair(pair, batch)
     plate = data_plate(model_trace, len(batch[0]))
@@ -130,7 +140,8 @@ def _terms(pair: Any, batch: Batch, num_data: int) -> Iterator[tuple[str, torch.
     for name, site in latents.items():
         kl = log_prob(site)
         if name in model_trace.nodes:
-            kl = kl - log_prob(model_trace.nodes[name])
+            prior: Any = model_trace.nodes[name]
+            kl = kl - log_prob(prior)
         yield name, _summed(kl, plate, len(batch[0]), name in stray, population), True, name not in stray
 
 
@@ -138,5 +149,4 @@ def _summed(term: torch.Tensor, plate: Any, num_rows: int, stray: bool, populati
     if stray:
         return term.sum() / population
     term = term.expand(torch.broadcast_shapes(term.shape, (num_rows, *(1,) * (-plate.dim - 1))))
-    inner = [d for d in range(term.dim()) if d != term.dim() + plate.dim]
-    return term.sum(inner) if inner else term
+    return summed_but(term, plate.dim)

@@ -29,6 +29,7 @@ Spread = float | Literal["shared", "per value", "per datum"]
 class Likelihood(Component):
     """p(x | params) for x of shape `event_shape` (set by `build`)."""
 
+    sizes: ClassVar[tuple[str, ...]] = ("event_shape",)
     event_shape: torch.Size
     params_per_value: int = 1
     missing_allowed: bool = False  # whether NaN in x stands for a missing value

@@ -85,6 +85,8 @@ class Multinomial(Likelihood):
 class CountArgument:
     """Mixed into likelihoods of counts 0, 1, ...: the encoder reads log(1 + x)."""
 
+    zero: torch.Tensor
+
     @property
     def support(self) -> constraints.Constraint:
         """Whole numbers from 0 on."""

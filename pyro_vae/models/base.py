@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from pyro_vae.component import Component
+from pyro_vae.component import Component, Declared, refuse_built
 from pyro_vae.errors import InputError, one_of, shape
 from pyro_vae.guides import Guide
+from pyro_vae.likelihoods import Likelihood
 from pyro_vae.networks import Condition, Labels, Network
 from pyro_vae.networks.base import join
 
@@ -27,12 +27,16 @@ def _former_keys(pair: nn.Module, tensors: dict[str, Any], prefix: str, *rest: A
         tensors[former.sub(r"\1guide_family.", key, count=1)] = tensors.pop(key)
 
 
-class ComposedPair(nn.Module):
+class ComposedPair(Declared, nn.Module):
     """A model and a guide built from components, for data of shape `event_shape`.
 
     Args:
         event_shape: shape of one datum, such as (784,) or (1, 28, 28).
     """
+
+    likelihood: Likelihood
+    guide_family: Guide
+    kept_as: ClassVar[dict[str, str]] = {"guide": "guide_family"}  # `guide` itself is the Pyro program
 
     def __init__(self, event_shape: Sequence[int]):
         super().__init__()
@@ -53,11 +57,7 @@ class ComposedPair(nn.Module):
         """`component` after a look that it is of the right kind and not yet part of a model."""
         if not isinstance(component, kind):
             raise InputError(f"{argument}={component!r} must be a {kind.__module__}.{kind.__name__}.")
-        if component.built:
-            raise InputError(
-                f"{argument}={component!r} is already built into a model; give each model, and each place in it, its "
-                "own instance."
-            )
+        refuse_built(component, argument)
         return component
 
     @property
@@ -77,6 +77,13 @@ class ComposedPair(nn.Module):
         """Whether a batch is (x, y) with y the label of each datum."""
         return isinstance(self.condition, Labels)
 
+    @property
+    def prior_condition_shape(self) -> torch.Size | None:
+        """Shape of what the prior reads of y; None for p(z)."""
+        if self.condition is None or not self.conditional_prior:
+            return None
+        return torch.Size([self.condition.num_features])
+
     def condition_on(self, condition: Condition | None, conditional_prior: bool) -> None:
         """Keeps the network of y, built, and whether priors read y too; None for a pair of x alone."""
         self.conditional_prior = one_of("conditional_prior", conditional_prior, [False, True])
@@ -86,12 +93,6 @@ class ComposedPair(nn.Module):
             return
         self.condition = self.place(condition, Condition, "condition")
         self.condition.build(in_shape=condition.y_shape, out_shape=torch.Size([condition.num_features]))
-
-    def condition_arguments(self) -> dict[str, Any]:
-        """The arguments of `condition_on`, where there is a condition."""
-        if self.condition is None:
-            return {}
-        return {"condition": self.condition, "conditional_prior": self.conditional_prior}
 
     def context(self, y: torch.Tensor | None) -> torch.Tensor | None:
         """What networks read of y, (N, num_features); None where there is no y.
@@ -104,7 +105,7 @@ class ComposedPair(nn.Module):
                 f"{type(self).__name__} has condition={self.condition!r}, but the batch holds "
                 f"{'x alone; pass (x, y), or condition=y where x is drawn' if y is None else 'a y beside x'}."
             )
-        return None if y is None else self.condition(y)
+        return None if y is None or self.condition is None else self.condition(y)
 
     def joined_shape(self, network: Network, in_shape: torch.Size) -> torch.Size:
         """The `in_shape` to which a network is built that reads `in_shape` and y."""
@@ -117,8 +118,8 @@ class ComposedPair(nn.Module):
         return inputs if c is None else join(inputs, c, in_shape, network.in_shape)
 
     def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments by name; components as they are."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        """The constructor's arguments by name, components as they are; those that are None are left out."""
+        return {name: value for name, value in super().arguments().items() if value is not None}
 
     def start_at(self, mean: torch.Tensor) -> bool:
         """Sets the decoder's output biases so that the likelihood starts at the data's mean, if both can say how.
@@ -126,8 +127,8 @@ class ComposedPair(nn.Module):
         Args:
             mean: of the data, shape `event_shape`.
         """
-        bias = self.likelihood.start(mean)
-        return bias is not None and self.decoder.start_output(bias)
+        bias, decoder = self.likelihood.start(mean), self.decoder
+        return bias is not None and isinstance(decoder, Network) and decoder.start_output(bias)
 
     def check(self, x: torch.Tensor, *further: torch.Tensor) -> None:
         """Refuses data that the model can't have made, naming the first offending entry.
@@ -157,10 +158,3 @@ class ComposedPair(nn.Module):
         if self.condition is not None:
             for y in further:
                 self.condition.check(y)
-
-    def __repr__(self) -> str:
-        said = ", ".join(
-            f"{name}={tuple(value)!r}" if isinstance(value, torch.Size) else f"{name}={value!r}"
-            for name, value in self.arguments().items()
-        )
-        return f"{type(self).__name__}({said})"

@@ -10,11 +10,12 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
 from pyro_vae.errors import check_lengths, positive_int
-from pyro_vae.pair import as_pair, device_of, evaluating, kept_random_state, sample_sites
+from pyro_vae.pair import PairLike, as_pair, device_of, evaluating, kept_random_state, sample_sites
+from pyro_vae.pair.hooks import check_batch
 
 
 def forecast(
-    pair: Any,
+    pair: PairLike,
     x: torch.Tensor,
     steps: int,
     lengths: torch.Tensor | None = None,
@@ -43,8 +44,7 @@ def forecast(
     x = x.to(device_of(pair, x.device))
     lengths = x.new_full(x.shape[:1], x.shape[1], dtype=torch.long) if lengths is None else lengths.to(x.device).long()
     check_lengths(lengths, *x.shape[:2])
-    if hasattr(pair, "check"):
-        pair.check(x, lengths)
+    check_batch(pair, x, lengths)
     many, ends = x.repeat(num_samples, *(1,) * (x.dim() - 1)), lengths.repeat(num_samples)
     longer = torch.cat([many, torch.zeros_like(many[:, :1]).repeat_interleave(steps, 1)], dim=1)
     state = contextlib.nullcontext() if seed is None else kept_random_state(x.device, seed)
@@ -54,7 +54,8 @@ def forecast(
         past |= {f"x_{t}": x_t for t, x_t in enumerate(many.unbind(1), 1)}
         with poutine.trace() as trace, Continued(past, ends):
             poutine.uncondition(pair.model)(longer, ends + steps)
-    whole = torch.stack([trace.trace.nodes[f"x_{t}"]["value"] for t in range(1, longer.shape[1] + 1)], dim=1)
+    nodes: Any = trace.trace.nodes
+    whole = torch.stack([nodes[f"x_{t}"]["value"] for t in range(1, longer.shape[1] + 1)], dim=1)
     rows = torch.arange(len(ends), device=x.device).unsqueeze(-1)
     future = whole[rows, ends.unsqueeze(-1) + torch.arange(steps, device=x.device)]
     return future.unflatten(0, (num_samples, -1))

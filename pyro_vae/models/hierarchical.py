@@ -11,14 +11,15 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import nn
 
+from pyro_vae.distributions.spaces import Reals, as_space
 from pyro_vae.errors import InputError, one_of, positive_int, widths
 from pyro_vae.guides import Guide, MeanField
 from pyro_vae.likelihoods import Bernoulli, Likelihood
 from pyro_vae.models.base import ComposedPair
-from pyro_vae.models.vae import prior_for, refuse_strangers
+from pyro_vae.models.matching import prior_on, refuse_strangers, wanted_by
 from pyro_vae.networks import MLP, Condition, Network, as_network
 from pyro_vae.networks.layers import side_by_side
-from pyro_vae.priors import Normal, Prior, StandardNormal, Vamp
+from pyro_vae.priors import Normal, Prior, StandardNormal
 
 
 class Level(nn.Module):
@@ -126,7 +127,10 @@ class HierarchicalVAE(ComposedPair):
             priors = self._copies("prior", Prior, StandardNormal)
         else:
             top = copy.deepcopy(self.place(given or StandardNormal(), Prior, "prior"))
-            lower = [Normal() if family.space == "real" else prior_for(family) for family in families[:-1]]
+            lower = [
+                Normal() if as_space(family.space) == Reals() else prior_on(as_space(family.space))
+                for family in families[:-1]
+            ]
             priors = [*lower, top]
         parts = zip(priors, families, encoders, merges, decoders, strict=True)
         return [self._built(i, Level(*part)) for i, part in enumerate(parts)]
@@ -156,24 +160,22 @@ class HierarchicalVAE(ComposedPair):
         reads = self.joined_shape(level.down, comes) if lowest or self.conditional_prior else comes
         looks = {"event_shape": self.event_shape, "input_shape": self.likelihood.input_shape} if lowest else {}
         level.down.build(in_shape=reads, out_shape=self.likelihood.params_shape if lowest else state, **looks)
-        if isinstance(level.prior, Vamp) and not (highest and ladder and self.condition is None):
+        if level.prior.needs_posterior and not (highest and ladder and self.condition is None):
             raise InputError(
                 f"prior={level.prior!r} wants q(z | x) of the highest level, which only order='top-down' without condition "
                 "gives; use priors.Mixture()."
             )
-        above = self._features() if highest else state
-        level.prior.build(
-            latent_shape=latent,
-            input_shape=self.likelihood.input_shape,
-            pseudo_input=self.likelihood.pseudo_input,
-            posterior=self._highest_posterior,
-            relaxation=level.guide_family.relaxation,
-            condition_shape=above,
-        )
+        above = self.prior_condition_shape if highest else state
+        offered = {
+            "latent_shape": latent,
+            "input_shape": self.likelihood.input_shape,
+            "pseudo_input": self.likelihood.pseudo_input,
+            "posterior": self._highest_posterior,
+            "relaxation": level.guide_family.relaxation,
+            "condition_shape": above,
+        }
+        level.prior.build(**wanted_by(level.prior, offered))
         return level
-
-    def _features(self) -> torch.Size | None:
-        return torch.Size([self.condition.num_features]) if self.conditional_prior else None
 
     def _highest_posterior(self, inputs: torch.Tensor) -> TorchDistribution:
         """q(z_0 | x) of what the encoder reads of x."""
@@ -246,6 +248,5 @@ class HierarchicalVAE(ComposedPair):
     def _merged(self, level: Level, h: torch.Tensor, d: torch.Tensor) -> TorchDistribution:
         return level.guide_family(level.merge(side_by_side(h, d)))
 
-    def arguments(self) -> dict[str, Any]:
-        given = {name: getattr(self, name) for name in ("event_shape", "latent_dims", "order", "width", "likelihood")}
-        return {**given, **{n: p for n, p in self._patterns.items() if p is not None}, **self.condition_arguments()}
+    def argument(self, name: str) -> Any:
+        return self._patterns[name] if name in self._patterns else super().argument(name)

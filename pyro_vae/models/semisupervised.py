@@ -17,12 +17,12 @@ from pyro_vae.errors import InputError, one_of, positive, positive_int
 from pyro_vae.guides import Guide, MeanField
 from pyro_vae.likelihoods import Bernoulli, Likelihood
 from pyro_vae.models.base import ComposedPair
-from pyro_vae.models.vae import refuse_strangers
+from pyro_vae.models.matching import refuse_strangers, wanted_by
 from pyro_vae.networks import MLP, Network, as_network
 from pyro_vae.objectives import EnumeratedELBO, Objective
 from pyro_vae.objectives.labels import Classified, LeaveOneOut
-from pyro_vae.pair import as_pair, device_of, evaluating, kept_random_state, sample_sites
-from pyro_vae.priors import Prior, StandardNormal, Vamp
+from pyro_vae.pair import PairLike, as_pair, device_of, evaluating, kept_random_state, sample_sites
+from pyro_vae.priors import Prior, StandardNormal
 
 # The logit of a label that is known not to be: exp(-1e4) is 0 in float64 too, and 0 · 1e4 is still a number.
 NEVER = -1e4
@@ -93,7 +93,7 @@ class SemiSupervisedVAE(ComposedPair):
                 f"guide={family!r} seeks z for each x anew, or knows log q at its own draws alone, which can't be had "
                 "for each label; use guides.MeanField() or guides.InverseAutoregressive()."
             )
-        if isinstance(prior, Vamp):
+        if prior.needs_posterior:
             raise InputError(
                 f"prior={prior!r} looks through q(z | x), but here it is q(z | x, y); use priors.Mixture()."
             )
@@ -120,7 +120,8 @@ class SemiSupervisedVAE(ComposedPair):
             input_shape=likelihood.input_shape,
         )
         self.classifier = classifier.build(in_shape=likelihood.input_shape, out_shape=labels)
-        self.prior = prior.build(latent_shape=latent, relaxation=guide.relaxation)
+        offered = {"latent_shape": latent, "condition_shape": None, "relaxation": guide.relaxation}
+        self.prior = prior.build(**wanted_by(prior, offered))
         self.register_buffer("even", torch.zeros(self.num_classes), persistent=False)
         self.register_buffer("classes", torch.arange(self.num_classes), persistent=False)
 
@@ -207,16 +208,11 @@ class SemiSupervisedVAE(ComposedPair):
                     "or -1 where the label is not known."
                 )
 
-    def arguments(self) -> dict[str, Any]:
-        names = ("event_shape", "latent_dim", "num_classes", "marginalize", "label_weight", "prior", "likelihood")
-        parts = {name: getattr(self, name) for name in (*names, "encoder", "decoder", "classifier")}
-        return {**parts, "guide": self.guide_family}
-
 
 class OneHot(dist.OneHotCategorical):
     """Classes as one-hot vectors, drawn without a look at their values, so that draws can be captured."""
 
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         drawn = self._categorical.sample(torch.Size(sample_shape))
         return (drawn[..., None] == torch.arange(self.event_shape[0], device=drawn.device)).to(self.logits)
 
@@ -241,17 +237,17 @@ class Cut(TorchDistribution):
     def support(self) -> Any:
         return self.where.support
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Cut:
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> Cut:
         return Cut(self.where.expand(batch_shape), self.log_mass.expand(batch_shape))
 
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         return self.where.sample(sample_shape)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         return self.where.log_prob(value) + self.log_mass
 
 
-def classify(pair: Any, x: Any, *, site: str = "y", batch_size: int = 2048) -> torch.Tensor:
+def classify(pair: PairLike, x: Any, *, site: str = "y", batch_size: int = 2048) -> torch.Tensor:
     """q(y | x), the probability of each class, for any pair whose guide draws a class.
 
     The pair, its modules' modes and torch's random state are left as they were.

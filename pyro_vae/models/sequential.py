@@ -8,7 +8,6 @@ holds there is not looked at.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyro
 import torch
@@ -95,10 +94,6 @@ class DeepMarkovModel(SequentialPair):
             h = states[t] = self.cell(h, self.read(x_t)).where(there.unsqueeze(-1), h)
         return states
 
-    def arguments(self) -> dict[str, Any]:
-        names = ("event_shape", "latent_dim", "transition", "likelihood", "emission", "hidden")
-        return {**{name: getattr(self, name) for name in names}, "guide": self.guide_family}
-
 
 class VariationalRNN(SequentialPair):
     """p(x, z) = Π_t p(z_t | h_{t−1}) p(x_t | z_t, h_{t−1}), guide Π_t q(z_t | x_t, h_{t−1}), in both of which
@@ -175,8 +170,3 @@ class VariationalRNN(SequentialPair):
     def advanced(self, h: torch.Tensor, x_t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """h_t = GRU(h_{t−1}, φ_x(x_t), φ_z(z_t)), (..., hidden)."""
         return self.cell(h, self.features_of_x(self.likelihood.as_input(x_t)), self.features_of_z(z))
-
-    def arguments(self) -> dict[str, Any]:
-        first = ("event_shape", "latent_dim", "hidden", "likelihood", "emission", "encoder", "prior")
-        names = (*first, "features_of_x", "features_of_z")
-        return {**{name: getattr(self, name) for name in names}, "guide": self.guide_family}

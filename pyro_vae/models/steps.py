@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from pyro_vae.distributions.spaces import Reals, as_space
 from pyro_vae.errors import InputError, check_lengths, positive_int
 from pyro_vae.guides import Guide, MeanField
 from pyro_vae.likelihoods import Bernoulli, Likelihood
@@ -123,7 +124,7 @@ class SequentialPair(ComposedPair, ABC):
                 f"wants (N, T, {', '.join(map(str, self.step_shape))})."
             )
         if further:
-            check_lengths(*further, x.shape[0], x.shape[1])
+            check_lengths(further[0], x.shape[0], x.shape[1])
         for t, x_t, _ in self.steps(x, *further):
             try:
                 self.likelihood.check(x_t)
@@ -137,7 +138,7 @@ def refuse_for_steps(guide: Guide) -> None:
     Raises:
         InputError: if its latents are not real numbers, or it looks at the model or at its own draws alone.
     """
-    if guide.space != "real":
+    if as_space(guide.space) != Reals():
         raise InputError(f"guide={guide!r} does not cover all of R^D, where z_t lives; use guides.MeanField().")
     if not guide.amortized or not guide.evaluable or type(guide).refine is not Guide.refine:
         raise InputError(

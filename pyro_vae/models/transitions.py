@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
@@ -16,6 +18,7 @@ from pyro_vae.guides import MIN_SCALE
 class Transition(Component):
     """p(z_t | z_{t−1}) for latents of shape `latent_shape` (set by `build`)."""
 
+    sizes: ClassVar[tuple[str, ...]] = ("latent_shape",)
     latent_shape: torch.Size
 
     def forward(self, z: torch.Tensor) -> TorchDistribution:

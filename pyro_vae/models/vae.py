@@ -15,8 +15,9 @@ from pyro_vae.errors import InputError, one_of, positive_int
 from pyro_vae.guides import Guide, MeanField
 from pyro_vae.likelihoods import Bernoulli, Likelihood
 from pyro_vae.models.base import ComposedPair
+from pyro_vae.models.matching import built_to, refuse_strangers, wanted_by
 from pyro_vae.networks import MLP, Condition, Network, as_network
-from pyro_vae.priors import Categorical, LogisticNormal, Prior, Spherical, StandardNormal, Vamp
+from pyro_vae.priors import Prior, StandardNormal
 
 
 class VAE(ComposedPair):
@@ -70,19 +71,17 @@ class VAE(ComposedPair):
             raise InputError("encoder and decoder are one instance; give each place its own.")
         self._assemble(prior, likelihood, family, encoder, decoder)
 
-    def _assemble(
-        self, prior: Prior, likelihood: Likelihood, guide: Guide, encoder: Network | None, decoder: Network
-    ) -> None:
+    def _assemble(self, prior: Prior, likelihood: Likelihood, guide: Guide, encoder: Any, decoder: Network) -> None:
         """Builds what is not built yet to the sizes that all agree on."""
         refuse_strangers(prior, guide)
         latent_shape = torch.Size([self.latent_dim])
-        self.likelihood = _built(likelihood, event_shape=self.event_shape)
-        self.guide_family = _built(guide, latent_shape=latent_shape)
+        self.likelihood = built_to(likelihood, event_shape=self.event_shape)
+        self.guide_family = built_to(guide, latent_shape=latent_shape)
         self.encoder = None
         if guide.amortized:
             reads = self.joined_shape(encoder, likelihood.input_shape)
-            self.encoder = _built(encoder, "encoder", in_shape=reads, out_shape=guide.params_shape)
-        self.decoder = _built(
+            self.encoder = built_to(encoder, "encoder", in_shape=reads, out_shape=guide.params_shape)
+        self.decoder = built_to(
             decoder,
             "decoder",
             in_shape=self.joined_shape(decoder, latent_shape),
@@ -92,15 +91,17 @@ class VAE(ComposedPair):
         )
         if prior.built:  # one that is shared keeps its parameters, and looks through this VAE's guide
             prior = copy.copy(prior)
-        self.prior = _built(
-            prior,
-            latent_shape=latent_shape,
-            input_shape=likelihood.input_shape if self.encoder is None else self.encoder.in_shape,
-            pseudo_input=self.pseudo_input,
-            posterior=self.encode_input,
-            relaxation=self.guide_family.relaxation,
-            condition_shape=torch.Size([self.condition.num_features]) if self.conditional_prior else None,
-        )
+        offered = {
+            "latent_shape": latent_shape,
+            "input_shape": likelihood.input_shape if self.encoder is None else self.encoder.in_shape,
+            "pseudo_input": self.pseudo_input,
+            "posterior": self.encode_input,
+            "relaxation": self.guide_family.relaxation,
+            "condition_shape": torch.Size([self.condition.num_features])
+            if self.conditional_prior and self.condition
+            else None,
+        }
+        self.prior = built_to(prior, **wanted_by(prior, offered))
 
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """p(x, z) or p(x, z | y), x of shape (N, *event_shape)."""
@@ -185,74 +186,8 @@ class VAE(ComposedPair):
         twin = copy.copy(self)
         vars(twin).pop("_replays", None)
         twin._modules = dict(self._modules)
-        twin._assemble(
-            **{name: parts.get(name, self._modules["guide_family" if name == "guide" else name]) for name in kinds}
-        )
+        all_parts: dict[str, Any] = {n: parts.get(n, self._modules[self.kept_as.get(n, n)]) for n in kinds}
+        twin._assemble(**all_parts)
         for part in parts.values():
             part.to(self.likelihood.zero)  # to the dtype and device of this VAE
         return twin
-
-    def arguments(self) -> dict[str, Any]:
-        names = ("event_shape", "latent_dim", "prior", "likelihood", "encoder", "decoder")
-        given = {**{name: getattr(self, name) for name in names}, "guide": self.guide_family}
-        return given | self.condition_arguments()
-
-
-def _built(component: Any, place: str = "", **sizes: Any) -> Any:
-    """The component built to the sizes; one that is built already must have been built to the same shapes.
-
-    Raises:
-        InputError: if it was not.
-    """
-    if not component.built:
-        return component.build(**sizes)
-    for name, size in sizes.items():
-        if isinstance(size, torch.Size) and getattr(component, name) != size:
-            raise InputError(
-                f"The {place or type(component).__name__} has {name}={tuple(getattr(component, name))}, but the new parts "
-                f"want {tuple(size)}; replace it too{f': {place}=...' if place else ''}."
-            )
-        if not isinstance(size, torch.Size):
-            setattr(component, name, size)
-    return component
-
-
-def refuse_strangers(prior: Prior, guide: Guide) -> None:
-    """Refuses a prior and a guide that live in different spaces, or a prior that asks of the guide what it can't give.
-
-    Raises:
-        InputError: naming what would fit.
-    """
-    if isinstance(prior, Vamp):
-        if not guide.evaluable:
-            raise InputError(
-                f"prior={prior!r} needs the guide's density at any z, which guide={guide!r} has at its own draws alone; use "
-                "guides.InverseAutoregressive() or guides.MeanField(), or priors.Mixture()."
-            )
-        if not guide.amortized:
-            raise InputError(
-                f"prior={prior!r} puts pseudo-inputs through the encoder, but guide={guide!r} has none; use "
-                "guides.SemiAmortized() or guides.MeanField(), or priors.Mixture()."
-            )
-    elif prior.space != guide.space:
-        raise InputError(
-            f"prior={prior!r} lives on {_SPACES.get(prior.space, prior.space)}, but guide={guide!r} on "
-            f"{_SPACES.get(guide.space, guide.space)}; use guides.{_example(prior.space)}, or priors.{prior_for(guide)!r}."
-        )
-
-
-_SPACES = {"real": "all of R^D", "simplex": "the simplex", "sphere": "the unit sphere"}
-
-
-def _example(space: str) -> str:
-    """A guide for a space."""
-    if space.startswith("one-hot"):
-        return f"RelaxedCategorical(categories={space.split()[-1]})"
-    return {"real": "MeanField()", "simplex": "LogisticNormal()", "sphere": "Spherical()"}.get(space, "MeanField()")
-
-
-def prior_for(guide: Guide) -> Prior:
-    """A prior that lives where the guide does."""
-    if guide.space.startswith("one-hot"):
-        return Categorical(categories=int(guide.space.split()[-1]))
-    return {"simplex": LogisticNormal, "sphere": Spherical}.get(guide.space, StandardNormal)()

@@ -7,6 +7,7 @@ plain torch layers serve.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -25,6 +26,7 @@ class Network(Component):
         event_shape, input_shape: for a decoder that looks at x, shape of x and of what networks read of it.
     """
 
+    sizes: ClassVar[tuple[str, ...]] = ("in_shape", "out_shape", "event_shape", "input_shape")
     in_shape: torch.Size
     out_shape: torch.Size
     event_shape: torch.Size | None = None

@@ -48,6 +48,8 @@ class Labels(Condition):
         num_labels: how many labels there are.
     """
 
+    known: torch.Tensor
+
     def __init__(self, num_labels: int = 10):
         super().__init__()
         self.num_labels = positive_int("num_labels", num_labels)
@@ -64,13 +66,13 @@ class Labels(Condition):
         self.register_buffer("known", torch.arange(self.num_labels), persistent=False)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return (inputs.unsqueeze(-1) == self.known).to(self.zero.dtype)
+        return torch.eq(inputs.unsqueeze(-1), self.known).to(self.zero.dtype)
 
     def check(self, y: torch.Tensor) -> None:
         super().check(y)
         strange = (~torch.isin(y, self.known.to(y.dtype))).nonzero()
         if len(strange):
-            at = strange[0].item()
+            at = int(strange[0])
             raise InputError(f"y[{at}] = {y[at].item():g} is no label; wanted are 0 to {self.num_labels - 1}.")
 
 
@@ -103,7 +105,7 @@ class Features(Condition):
         return {"y_shape": list(self._y_shape), "num_features": self._num_features, "network": self.network}
 
     def setup(self) -> None:
-        self.layers = None
+        self.layers = None  # type: ignore[assignment]
         if self._num_features is not None:
             network = as_network(self.network or MLP())
             self.layers = network.build(in_shape=self.in_shape, out_shape=self.out_shape)

@@ -61,11 +61,11 @@ class MLP(Network):
             layers += [Sum(skip, nn.Sequential(*layer))] if self.residual else layer
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], self.out_shape.numel()))
         if self.init == "glorot":
-            for layer in self.layers.modules():
-                if isinstance(layer, nn.Linear):
-                    nn.init.xavier_uniform_(layer.weight)
-                    if layer.bias is not None:
-                        nn.init.zeros_(layer.bias)
+            for part in self.layers.modules():
+                if isinstance(part, nn.Linear):
+                    nn.init.xavier_uniform_(part.weight)
+                    if part.bias is not None:
+                        nn.init.zeros_(part.bias)
 
 
 class GatedMLP(MLP):

@@ -30,21 +30,23 @@ def side_by_side(*parts: torch.Tensor) -> torch.Tensor:
     return torch.cat([part.expand(*leading, part.shape[-1]) for part in parts], dim=-1)
 
 
-class _BatchOfOne:
-    """Batch normalisation where the last batch of an epoch may hold one value a channel: by the running averages."""
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        if inputs.numel() > inputs.shape[1]:
-            return super().forward(inputs)
-        return F.batch_norm(inputs, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+def _by_averages(norm: nn.BatchNorm1d | nn.BatchNorm2d, inputs: torch.Tensor) -> torch.Tensor:
+    """Batch normalisation by the running averages, for a last batch that holds one value a channel."""
+    return F.batch_norm(inputs, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
-class BatchNorm1d(_BatchOfOne, nn.BatchNorm1d):
+class BatchNorm1d(nn.BatchNorm1d):
     """Batch normalisation of units, (B, units)."""
 
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs) if inputs.numel() > inputs.shape[1] else _by_averages(self, inputs)
 
-class BatchNorm2d(_BatchOfOne, nn.BatchNorm2d):
+
+class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation of planes, (B, planes, H, W)."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs) if inputs.numel() > inputs.shape[1] else _by_averages(self, inputs)
 
 
 def norm_layers(norm: str, width: int, image: bool) -> list[nn.Module]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 import types
 import weakref
@@ -16,12 +15,14 @@ from pyro.infer.util import torch_item
 from pyro.util import warn_if_nan
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
+from pyro_vae.component import Declared
 from pyro_vae.errors import InputError
-from pyro_vae.inference.importance import Draws, Layout, Sites, find_layout, traced_layout
+from pyro_vae.inference.importance import Draws, Layout, find_layout, traced_layout
 from pyro_vae.objectives.weights import Leaves, Terms, Weights, family, scale_of, scored
 from pyro_vae.pair import (
     Batch,
     Pair,
+    Sites,
     as_batch,
     evaluating,
     kept_random_state,
@@ -32,7 +33,7 @@ from pyro_vae.pair import (
 Program = Callable[..., Any]
 
 
-class Objective(pyro.infer.ELBO):
+class Objective(Declared, pyro.infer.ELBO):
     """A loss of any pair, in Pyro's convention: summed over the batch, lower is better, in nats.
 
     Constructor arguments are hyper-parameters, stored under their own names.
@@ -44,15 +45,6 @@ class Objective(pyro.infer.ELBO):
 
     is_bound: bool = False
     reparameterised: bool = False
-
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments by name."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-
-    def __repr__(self) -> str:
-        defaults = {n: p.default for n, p in inspect.signature(type(self)).parameters.items()}
-        said = [f"{n}={v!r}" for n, v in self.arguments().items() if v is not defaults[n] and v != defaults[n]]
-        return f"{type(self).__name__}({', '.join(said)})"
 
     @property
     def final_weight(self) -> float:

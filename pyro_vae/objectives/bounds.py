@@ -29,6 +29,7 @@ class _Weighted(Objective):
 
     is_bound = True
     leaves: Leaves = "none"
+    num_samples: int
 
     @property
     def draws(self) -> int:

@@ -10,10 +10,9 @@ from pyro import poutine
 from torch.distributions import Independent
 
 from pyro_vae.errors import InputError, one_of, positive, positive_int
-from pyro_vae.inference.importance import Sites
 from pyro_vae.objectives.base import Objective, Program, Schedule, not_negative, positional
 from pyro_vae.objectives.weights import Terms, family, masked
-from pyro_vae.pair import Batch, log_prob, sample_sites
+from pyro_vae.pair import Batch, Site, Sites, log_prob, sample_sites
 
 Kernel = Literal["rbf", "imq"]
 Estimator = Literal["weighted", "stratified"]
@@ -215,7 +214,7 @@ class WAE(InfoVAE):
 # --- the aggregate posterior ----------------------------------------------------------------------------------------------
 
 
-def log_q_of_all(terms: Terms, q: Any, site: dict[str, Any]) -> torch.Tensor:
+def log_q_of_all(terms: Terms, q: Any, site: Site) -> torch.Tensor:
     """log q(z_nj | x_m) for all pairs of data and each dimension, (N, M, D)."""
     event_dim = site["fn"].event_dim
     at = site["value"].dim() - event_dim + terms.layout.plate.dim

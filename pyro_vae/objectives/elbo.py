@@ -23,6 +23,7 @@ from pyro_vae.objectives.base import (
 from pyro_vae.objectives.divergences import FreeBits
 from pyro_vae.objectives.weights import family
 from pyro_vae.pair import Pair, evaluating, kept_random_state, sample_sites
+from pyro_vae.pair.hooks import final_weight, tell_progress
 
 
 class ELBO(Trace_ELBO, Objective):
@@ -163,11 +164,10 @@ class Beta(Objective):
 
     @property
     def final_weight(self) -> float:
-        return getattr(self.inner, "final_weight", 1.0)
+        return final_weight(self.inner)
 
     def progress(self, done: float) -> None:
-        if isinstance(self.inner, Objective):
-            self.inner.progress(done)
+        tell_progress(self.inner, done)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> torch.Tensor:
         factor = _Factor(self.beta, "kl", None)
@@ -235,8 +235,7 @@ class Annealed(Schedule, Objective):
 
     def progress(self, done: float) -> None:
         super().progress(done)
-        if isinstance(self.inner, Objective):
-            self.inner.progress(done)
+        tell_progress(self.inner, done)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> torch.Tensor:
         weight = self.weight_on(_device(args))

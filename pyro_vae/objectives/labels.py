@@ -14,6 +14,7 @@ from pyro_vae.objectives.base import Objective, Program, not_negative, positiona
 from pyro_vae.objectives.elbo import ELBO
 from pyro_vae.objectives.weights import scale_of, scored
 from pyro_vae.pair import Pair, log_prob
+from pyro_vae.pair.hooks import final_weight, tell_progress
 
 
 class Classified(Objective):
@@ -42,11 +43,10 @@ class Classified(Objective):
 
     @property
     def final_weight(self) -> float:
-        return getattr(self.base, "final_weight", 1.0)
+        return final_weight(self.base)
 
     def progress(self, done: float) -> None:
-        if isinstance(self.base, Objective):
-            self.base.progress(done)
+        tell_progress(self.base, done)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = self.base.differentiable_loss(model, guide, *args, **kwargs)

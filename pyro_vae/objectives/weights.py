@@ -11,8 +11,10 @@ from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from torch.distributions import Independent
 
 from pyro_vae.errors import InputError
-from pyro_vae.inference.importance import Layout, Sites, Values, summed
+from pyro_vae.inference.importance import Layout, Values, summed
 from pyro_vae.pair import (
+    Site,
+    Sites,
     log_prob,
 )
 
@@ -27,7 +29,7 @@ def family(fn: Any) -> str:
 Scale = float | torch.Tensor
 
 
-def scale_of(site: dict[str, Any], layout: Layout, num_samples: int, num_data: int, fold: bool) -> Scale:
+def scale_of(site: Site, layout: Layout, num_samples: int, num_data: int, fold: bool) -> Scale:
     """The factor that plates and `poutine.scale` put on a site: a number, or one per datum, (N,)."""
     scale = site["scale"]
     if not isinstance(scale, torch.Tensor) or not scale.dim():
@@ -117,7 +119,8 @@ class Weights:
         wanted = [self.at[name] for name in leaves]
         slopes = torch.autograd.grad(self.total(weighted), wanted, retain_graph=True, allow_unused=True)
         moved = zip(leaves, slopes, strict=True)
-        return sum((s.detach() * self.drawn[n]).sum() for n, s in moved if s is not None)
+        total: Any = sum((s.detach() * self.drawn[n]).sum() for n, s in moved if s is not None)
+        return total
 
 
 @dataclass

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import nn
 
 from pyro_vae.component import Component
+from pyro_vae.distributions.spaces import Reals, Space
 from pyro_vae.errors import InputError
 
 
@@ -18,24 +19,22 @@ class Prior(Component):
 
     Sizes that `build` sets:
         latent_shape: shape of one latent, such as (20,).
-        input_shape: shape of what the encoder reads, for priors that look at made-up data.
-        pseudo_input: maps free real numbers of shape (..., *input_shape) to what the encoder could read.
-        posterior: gives q(z | input) for inputs of shape (K, *input_shape).
-        relaxation: gives the temperature at which the guide relaxes discrete latents just now, or None.
         condition_shape: shape of y for p(z | y); None for p(z).
     """
 
+    sizes: ClassVar[tuple[str, ...]] = ("latent_shape", "condition_shape")
     latent_shape: torch.Size
-    input_shape: torch.Size
-    pseudo_input: Callable[[torch.Tensor], torch.Tensor]
-    posterior: Callable[[torch.Tensor], TorchDistribution]
-    relaxation: Callable[[], torch.Tensor | None]
     condition_shape: torch.Size | None = None
 
     @property
-    def space(self) -> str:
-        """Where z lies, in a word or two: the guide must draw from there too."""
-        return "real"
+    def space(self) -> Space:
+        """Where z lies: the guide must draw from there too."""
+        return Reals()
+
+    @property
+    def needs_posterior(self) -> bool:
+        """Whether the prior looks at q(z | x) of given inputs, and so at the whole VAE."""
+        return "posterior" in self.sizes
 
     @property
     def latent_rank(self) -> int:
@@ -69,7 +68,7 @@ class Prior(Component):
             raise InputError(
                 f"condition={'None' if condition is None else tuple(condition.shape)}; wanted is {wanted}."
             )
-        return None if condition is None else condition.flatten(condition.dim() - len(self.condition_shape))
+        return None if condition is None else condition.flatten(condition.dim() - len(self.condition_shape or ()))
 
     def centred(self, condition: torch.Tensor | None) -> torch.Tensor:
         """Zero, or where y moves the centre to (see `setup` of those that use it), (*batch, *latent_shape)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 
 from pyro_vae.distributions.codes import OneHotGroups, RelaxedGroups
 from pyro_vae.distributions.flows import Pushed
+from pyro_vae.distributions.spaces import OneHotCodes, Simplex, Space, Sphere
 from pyro_vae.distributions.sphere import PowerSpherical, SphereUniform
 from pyro_vae.errors import InputError, positive, positive_int
 from pyro_vae.priors.base import Centred, Prior
@@ -23,7 +26,13 @@ class Categorical(Prior):
     Args:
         categories: entries of each code; latent_dim is a multiple of it.
         learned: whether π is learned, or uniform.
+
+    Sizes that `build` sets, beside those of every prior:
+        relaxation: gives the temperature at which the guide relaxes the codes at present, or None.
     """
+
+    sizes = (*Prior.sizes, "relaxation")
+    relaxation: Callable[[], torch.Tensor | None]
 
     def __init__(self, categories: int = 10, learned: bool = True):
         super().__init__()
@@ -31,8 +40,8 @@ class Categorical(Prior):
         self.learned = learned
 
     @property
-    def space(self) -> str:
-        return f"one-hot codes of {self.categories}"
+    def space(self) -> Space:
+        return OneHotCodes(self.categories)
 
     def setup(self) -> None:
         logits = torch.zeros(groups_of(self.categories, self.latent_shape[0]), self.categories)
@@ -60,8 +69,8 @@ class LogisticNormal(Centred):
         self.scale = positive("scale", scale)
 
     @property
-    def space(self) -> str:
-        return "simplex"
+    def space(self) -> Space:
+        return Simplex()
 
     def setup(self) -> None:
         if self.latent_shape[0] < 2:
@@ -79,8 +88,8 @@ class Spherical(Prior):
     """p(z) uniform on the hypersphere |z| = 1 (Davidson et al. 2018, section 3.2); given y, power spherical."""
 
     @property
-    def space(self) -> str:
-        return "sphere"
+    def space(self) -> Space:
+        return Sphere()
 
     def setup(self) -> None:
         if self.latent_shape[0] < 2:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 
 from pyro_vae.distributions.flows import Pushed, autoregressive_maps
 from pyro_vae.distributions.sequences import Sequential
+from pyro_vae.distributions.spaces import GuidesSpace, Space
 from pyro_vae.errors import one_of, positive, positive_int, widths
 from pyro_vae.priors.base import Prior
 
@@ -48,7 +49,17 @@ class Vamp(Prior):
     Args:
         pseudo_inputs: number of pseudo-inputs K.
         spread: standard deviation of the free numbers that the pseudo-inputs start from.
+
+    Sizes that `build` sets, beside those of every prior:
+        input_shape: shape of what the encoder reads.
+        pseudo_input: maps free real numbers of shape (..., *input_shape) to what the encoder could read.
+        posterior: gives q(z | input) for inputs of shape (K, *input_shape).
     """
+
+    sizes = (*Prior.sizes, "input_shape", "pseudo_input", "posterior")
+    input_shape: torch.Size
+    pseudo_input: Callable[[torch.Tensor], torch.Tensor]
+    posterior: Callable[[torch.Tensor], TorchDistribution]
 
     def __init__(self, pseudo_inputs: int = 50, spread: float = 1.0):
         super().__init__()
@@ -56,8 +67,8 @@ class Vamp(Prior):
         self.spread = positive("spread", spread)
 
     @property
-    def space(self) -> str:
-        return "the guide's"
+    def space(self) -> Space:
+        return GuidesSpace()
 
     def setup(self) -> None:
         self.free_inputs = nn.Parameter(self.spread * torch.randn(self.pseudo_inputs, *self.input_shape))
@@ -67,8 +78,8 @@ class Vamp(Prior):
             self.learn("logits", torch.zeros(self.pseudo_inputs))
 
     def forward(self, condition: torch.Tensor | None = None) -> TorchDistribution:
-        logits = self.logits if self.context(condition) is None else self.value("logits", condition)
-        parts = self.posterior(self.pseudo_input(self.free_inputs))
+        logits: Any = self.logits if self.context(condition) is None else self.value("logits", condition)
+        parts: Any = self.posterior(self.pseudo_input(self.free_inputs))
         if logits.dim() > 1:
             parts = parts.expand(logits.shape)
         return dist.MixtureSameFamily(dist.Categorical(logits=logits), parts)

@@ -36,5 +36,5 @@ class Program(Prior):
 
     def forward(self, condition: torch.Tensor | None = None) -> TorchDistribution:
         given = () if self.context(condition) is None else (condition,)
-        batch = () if condition is None else condition.shape[: condition.dim() - len(self.condition_shape)]
+        batch = () if condition is None else condition.shape[: condition.dim() - len(self.condition_shape or ())]
         return Generative(self.program, given, self.zero.expand(*batch, *self.latent_shape))

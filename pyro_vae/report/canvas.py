@@ -28,7 +28,7 @@ CLASS_COLOURS = (
 MARKERS = "o^"
 
 
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.labelcolor": INK,
     "axes.edgecolor": "#999999",
@@ -62,3 +62,9 @@ def as_data(name: str, x: Any) -> torch.Tensor:
         shape = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
         raise InputError(f"{name} must be a tensor that holds at least one datum, but is {shape}.")
     return x.detach().to("cpu", torch.float64)
+
+
+def whole_ticks(ax: Axes) -> None:
+    """Puts the ticks of the x axis at whole numbers."""
+    locator: Any = ax.xaxis.get_major_locator()
+    locator.set_params(integer=True)

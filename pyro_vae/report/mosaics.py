@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pyro_vae.errors import InputError, positive, positive_int
-from pyro_vae.report.canvas import BLUE, INK, ORANGE, STYLE, as_data, new_axes
+from pyro_vae.report.canvas import BLUE, INK, ORANGE, STYLE, as_data, new_axes, whole_ticks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,7 +144,7 @@ def _draw_lines(ax: Axes, x: torch.Tensor, alpha: float = 1.0, colour: str = BLU
     entries = x.reshape(len(x), -1).T.numpy()
     marker = "o" if len(entries) <= 12 else None
     ax.plot(range(1, len(entries) + 1), entries, color=colour, alpha=alpha, linewidth=1, marker=marker, markersize=2.5)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    whole_ticks(ax)
 
 
 def _line_pairs(x: torch.Tensor, again: torch.Tensor, columns: int, title: str | None) -> Figure:

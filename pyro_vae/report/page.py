@@ -13,7 +13,7 @@ import torch
 from pyro_vae.data.files import replacing
 from pyro_vae.errors import InputError, positive_int
 from pyro_vae.inference.sampling import Posterior, encode, generate, reconstruct
-from pyro_vae.pair import Batch, as_pair, device_of, kept_random_state
+from pyro_vae.pair import Batch, ModelAndGuide, PairLike, as_pair, device_of, kept_random_state
 from pyro_vae.report import plotting
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ logger = logging.getLogger("pyro_vae")
 
 
 def figures(
-    pair: Any,
+    pair: PairLike,
     history: Sequence[dict[str, Any]],
     examples: Any,
     folder: str | Path,
@@ -78,7 +78,7 @@ def figures(
 class _Page:
     """What the figures share: a choice of the data, and the value that is shown as white."""
 
-    def __init__(self, pair: Any, history: Sequence[dict[str, Any]], examples: Any, num: int, seed: int):
+    def __init__(self, pair: ModelAndGuide, history: Sequence[dict[str, Any]], examples: Any, num: int, seed: int):
         self.pair, self.history, self.examples, self.num, self.seed = pair, history, examples, num, seed
         self.device = device_of(pair)
 
@@ -125,7 +125,7 @@ class _Page:
         return plotting.latent(plane, labels, explained=explained, method="pca")
 
 
-def posterior_means(pair: Any, batch: Batch) -> torch.Tensor:
+def posterior_means(pair: PairLike, batch: Batch) -> torch.Tensor:
     """E[z | x] of the guide's first latent site as one row per datum, (N, D), on the CPU.
 
     Where the mean has no closed form, or the guide has several sites, it is estimated from 8 draws.
@@ -133,7 +133,7 @@ def posterior_means(pair: Any, batch: Batch) -> torch.Tensor:
     Raises:
         InputError: if that site has no row per datum.
     """
-    posterior = encode(pair, batch)
+    posterior: Any = encode(pair, batch)
     if isinstance(posterior, Posterior):
         means = posterior.sample((NUM_DRAWS,))[posterior.sites[0]].double().mean(0)
     else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from pyro_vae.errors import InputError, one_of
-from pyro_vae.report.canvas import BLUE, CLASS_COLOURS, FAINT, MARKERS, ORANGE, as_data, new_axes
+from pyro_vae.report.canvas import BLUE, CLASS_COLOURS, FAINT, MARKERS, ORANGE, as_data, new_axes, whole_ticks
 from pyro_vae.report.mosaics import images, reconstructions
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def curves(history: Sequence[dict[str, Any]]) -> Figure:
                 marker = "o" if len(points) <= 20 else None
                 xs, ys = zip(*points, strict=True)
                 ax.plot(xs, ys, color=colour, marker=marker, markersize=3.5, label=f"{name}, {last} at the end")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        whole_ticks(ax)
         ax.set(xlabel="epoch", ylabel="ELBO (nats per datum)")
         _set_limits(ax, list(lines.values()))
         ax.grid(axis="y", color=FAINT, linewidth=0.6)

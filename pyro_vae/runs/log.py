@@ -12,6 +12,7 @@ from typing import Any
 
 from pyro_vae.data.files import write_tensors, write_text
 from pyro_vae.errors import InputError
+from pyro_vae.pair import ModelAndGuide
 from pyro_vae.runs.saving import WEIGHTS, save
 from pyro_vae.runs.weights import write_weights
 
@@ -33,7 +34,7 @@ def claim(out: str | Path | None, resume: bool) -> Path | None:
 class RunLog:
     """Writes the run folder; does nothing without one."""
 
-    def __init__(self, folder: Path | None, pair: Any):
+    def __init__(self, folder: Path | None, pair: ModelAndGuide):
         self.folder, self.pair = folder, pair
         self._writer: Any = None
         if folder is not None:

@@ -11,14 +11,14 @@ import torch
 
 from pyro_vae.data.files import write_text
 from pyro_vae.errors import InputError
-from pyro_vae.pair import as_pair
+from pyro_vae.pair import ModelAndGuide, PairLike, as_pair
 from pyro_vae.runs.specs import GIVEN, build, pair_spec
 from pyro_vae.runs.weights import load_state, write_weights
 
 CONFIG, WEIGHTS = "config.yaml", "model.safetensors"
 
 
-def save(pair: Any, folder: str | Path, *, config: Mapping[str, Any] | None = None) -> Path:
+def save(pair: PairLike, folder: str | Path, *, config: Mapping[str, Any] | None = None) -> Path:
     """Writes `folder`/config.yaml and `folder`/model.safetensors, each replaced in one step.
 
     Args:
@@ -36,7 +36,7 @@ def save(pair: Any, folder: str | Path, *, config: Mapping[str, Any] | None = No
     return folder
 
 
-def _config_text(pair: Any, config: Mapping[str, Any] | None) -> str:
+def _config_text(pair: ModelAndGuide, config: Mapping[str, Any] | None) -> str:
     """The YAML of a pair's spec, after the entries of `config`."""
     import yaml
 
@@ -64,7 +64,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def load(folder: str | Path, *, pair: Any = None, allow: Sequence[str] = (), **given: Any) -> Any:
+def load(folder: str | Path, *, pair: PairLike | None = None, allow: Sequence[str] = (), **given: Any) -> Any:
     """The pair that `save` wrote, rebuilt from its config and given its weights, on the CPU. Nothing is unpickled.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any
 import pyro
 import torch
 
+from pyro_vae.data import Binarization
 from pyro_vae.errors import InputError
 from pyro_vae.inference import log_likelihood
 from pyro_vae.models.vae import VAE
@@ -47,7 +48,7 @@ def fit_prior(
     *,
     test: Any = None,
     num_samples: int = 500,
-    binarize: str | None = None,
+    binarize: Binarization | None = None,
     epochs: int = 50,
     batch_size: int = 128,
     lr: float = 1e-2,

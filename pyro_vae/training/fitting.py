@@ -13,11 +13,12 @@ from pyro.infer import ELBO, Trace_ELBO
 
 from pyro_vae import data
 from pyro_vae.data.files import read_tensors
-from pyro_vae.errors import InputError, one_of
-from pyro_vae.engine.machine import memory_kept
-from pyro_vae.pair import as_pair, kept_random_state
 from pyro_vae.engine.lower.products import float32_products
+from pyro_vae.engine.machine import memory_kept
 from pyro_vae.engine.replay import COMPILE, Compile
+from pyro_vae.errors import InputError, one_of
+from pyro_vae.pair import ModelAndGuide, PairLike, as_pair, kept_random_state
+from pyro_vae.pair.hooks import HasDefaultObjective, offers
 from pyro_vae.runs.log import CHECKPOINT, RunLog, claim
 from pyro_vae.training.checkpoint import restore
 from pyro_vae.training.loop import Trainer
@@ -40,7 +41,7 @@ class FitResult:
         how: how its steps were run: "eager", "captured", or "captured, Inductor".
     """
 
-    pair: Any
+    pair: ModelAndGuide
     history: list[dict[str, float]]
     stopped_because: str
     best_epoch: int | None
@@ -50,7 +51,7 @@ class FitResult:
 
 
 def fit(
-    pair: Any,
+    pair: PairLike,
     x: Any,
     *,
     epochs: int = 20,
@@ -125,13 +126,13 @@ def fit(
     folder = claim(out, resume)
     training, validation = _sets(x, validation, binarize, seed)
     pair = as_pair(pair)
-    objective = objective or getattr(pair, "default_objective", Trace_ELBO)()
+    objective = objective or _objective_of(pair)
     trainer = Trainer(pair, settings, objective, device, compile, precision)
     with kept_random_state(trainer.device):
         trainer.prepare(training, validation, optimizer, binarize)
     with kept_random_state(trainer.device, trainer.rank_seed()) if seed is not None else contextlib.nullcontext():
         log = RunLog(folder if trainer.is_main else None, trainer.pair)
-        if resume and (folder / CHECKPOINT).exists():
+        if resume and folder is not None and (folder / CHECKPOINT).exists():
             restore(trainer, read_tensors(folder / CHECKPOINT))
         else:
             log.start(config)
@@ -147,6 +148,10 @@ def fit(
         str(trainer.device),
         trainer.step.how,
     )
+
+
+def _objective_of(pair: Any) -> ELBO:
+    return pair.default_objective() if offers(pair, HasDefaultObjective, "default_objective") else Trace_ELBO()
 
 
 def _sets(x: Any, validation: Any, binarize: str | None, seed: int | None) -> tuple[Any, Any]:

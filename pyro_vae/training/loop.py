@@ -14,12 +14,14 @@ import torch
 from pyro.infer import ELBO
 
 from pyro_vae import data
+from pyro_vae.data import Binarization
 from pyro_vae.engine.replay import Compile
 from pyro_vae.engine.step.gradients import clear, give
 from pyro_vae.engine.step.update import Update
 from pyro_vae.engine.step.whole import Tally, WholeStep, can_take
 from pyro_vae.inference import check_data, elbo_terms
-from pyro_vae.pair import Batch, explained_support_errors, modules, remember
+from pyro_vae.pair import Batch, ModelAndGuide, explained_support_errors, modules, remember
+from pyro_vae.pair.hooks import check_batch
 from pyro_vae.runs.log import RunLog
 from pyro_vae.runs.weights import load_state, state
 from pyro_vae.training.averaging import Average
@@ -35,7 +37,7 @@ from pyro_vae.training.setup import captured_step, followers_of, sized, trained_
 class Trainer:
     """A run: the pair, its optimizer, and what has happened so far."""
 
-    pair: Any
+    pair: ModelAndGuide
     settings: Settings
     objective: ELBO
     wanted_device: str | torch.device | None
@@ -56,17 +58,17 @@ class Trainer:
 
     def rank_seed(self) -> int:
         """A seed of this process's own, so that processes draw different noise."""
-        return self.settings.seed + 1_000_003 * self.processes.index
+        return (self.settings.seed or 0) + 1_000_003 * self.processes.index
 
     # --- setting up -----------------------------------------------------------------------------------------------
 
-    def prepare(self, x: Any, validation: Any, optimizer: Any, binarize: str | None) -> None:
+    def prepare(self, x: Any, validation: Any, optimizer: Any, binarize: Binarization | None) -> None:
         """Looks at the data, finds the parameters and makes the optimizer; no step is taken."""
         seed = self.settings.seed or 0
         self.examples = self._checked(x, binarize, seed)
         # Data that are held were looked at above; those that stream past are looked at on their first pass.
-        self.check = None if isinstance(self.examples, data.Examples) else getattr(self.pair, "check", None)
-        frozen = "static" if binarize == "dynamic" else binarize
+        self.unchecked = not isinstance(self.examples, data.Examples)
+        frozen: Binarization | None = "static" if binarize == "dynamic" else binarize
         self.validation = None if validation is None else self._checked(validation, frozen, seed)
         self.settings.num_data = len(self.examples)
         _, first = next(iter(self.examples.batches(min(self.settings.batch_size, len(self.examples)))))
@@ -91,7 +93,7 @@ class Trainer:
             buffers = [buffer for module in modules(self.pair) for buffer in module.buffers()]
             self.order_seed = self.processes.agree(self.order_seed, [*self.moved.values(), *buffers])
 
-    def _checked(self, x: Any, binarize: str | None, seed: int) -> Any:
+    def _checked(self, x: Any, binarize: Binarization | None, seed: int) -> Any:
         examples = data.as_examples(x, binarize=binarize, seed=seed, device=self.device)
         check_data(self.pair, examples)
         return examples
@@ -121,7 +123,7 @@ class Trainer:
         self.stopped_because = self.stopped_because or "epochs"
         if self.average is not None:
             self.average.take()
-        if self.stopped_because == "patience":
+        if self.stopped_because == "patience" and self.best_weights is not None:
             load_state(self.pair, self.best_weights)
 
     def _epoch(self, epoch: int, bar: Progress) -> dict[str, float]:
@@ -140,12 +142,13 @@ class Trainer:
 
     def _steps(self, epoch: int, total: torch.Tensor, bar: Progress) -> torch.Tensor | float:
         """An epoch step by step; adds the losses to `total` and returns the last gradient's norm."""
-        norm, seen, order = 0.0, 0, self._order(epoch)
+        norm: torch.Tensor | float = 0.0
+        seen, order = 0, self._order(epoch)
         shares = self.processes.shares(self.examples, order, self.settings.batch_size)
         for step, (index, batch, weight) in enumerate(shares):
             self._progress((epoch - 1 + seen / len(self.examples)) / self.settings.epochs)
-            if epoch == 1 and self.check is not None:
-                self.check(*batch)
+            if epoch == 1 and self.unchecked:
+                check_batch(self.pair, *batch)
             # The first step is validated if the user has not switched that off; later ones save its time.
             with contextlib.nullcontext() if epoch == 1 and step == 0 else pyro.validation_enabled(False):
                 loss, norm = self._step(index, batch, weight, epoch)
@@ -187,6 +190,7 @@ class Trainer:
         Raises:
             TrainingDiverged: at its end, if a step was not finite; that and all later ones have changed nothing.
         """
+        assert self.whole is not None
         self.tally.reset()
         seen, order = 0, self._order(epoch)
         there = order.to(self.device, non_blocking=True)
@@ -267,7 +271,7 @@ class Trainer:
         if self.validation is None:
             return False
         best = None if self.best_epoch is None else self.history[self.best_epoch - 1]["validation_elbo"]
-        if best is None or row["validation_elbo"] > best:
+        if best is None or self.best_epoch is None or row["validation_elbo"] > best:
             self.best_epoch = int(row["epoch"])
             if self.settings.patience is not None:
                 with self.averaged():

@@ -8,14 +8,14 @@ import pyro
 import torch
 from pyro import poutine
 
-from pyro_vae.pair import Batch, data_plate, log_prob, sample_sites
+from pyro_vae.pair import Batch, ModelAndGuide, Site, data_plate, log_prob, sample_sites
 
 
 class TrainingDiverged(ArithmeticError):
     """A loss or gradient is not finite; the weights are those before the step."""
 
 
-def explain(pair: Any, index: torch.Tensor, batch: Batch, moved: dict[str, torch.Tensor]) -> str | None:
+def explain(pair: ModelAndGuide, index: torch.Tensor, batch: Batch, moved: dict[str, torch.Tensor]) -> str | None:
     """A sentence that names the first site whose parameters or log-probability are not finite.
 
     Args:
@@ -44,7 +44,7 @@ def explain(pair: Any, index: torch.Tensor, batch: Batch, moved: dict[str, torch
     return f"All densities are finite, but not the gradient of {', '.join(bad)}." if bad else None
 
 
-def _explain_site(site: dict[str, Any], dim: int, index: torch.Tensor) -> str | None:
+def _explain_site(site: Site, dim: int, index: torch.Tensor) -> str | None:
     fn = site["fn"]
     bad = {}
     for name, value, at in _parameters(fn, dim):
@@ -52,8 +52,8 @@ def _explain_site(site: dict[str, Any], dim: int, index: torch.Tensor) -> str | 
         if rows is not None:
             bad[name] = rows
     if bad:
-        rows = sorted({row for found in bad.values() for row in found.tolist()})
-        return f"{_family(fn)} has {' and '.join(bad)} not finite for {_data(index, rows)}."
+        places = sorted({row for found in bad.values() for row in found.tolist()})
+        return f"{_family(fn)} has {' and '.join(bad)} not finite for {_data(index, places)}."
     rows = _rows(~log_prob(site).isfinite(), log_prob(site).dim() + dim, len(index))
     if rows is not None:
         return f"the log-density of {_family(fn)} is not finite for {_data(index, rows.tolist())}."

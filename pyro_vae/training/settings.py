@@ -79,15 +79,16 @@ def make_optimizer(make: Any, tensors: list[torch.Tensor], lr: float) -> torch.o
         # On the device, so that a recorded step follows its changes.
         there = torch.tensor(lr, device=tensors[0].device)
         return torch.optim.Adam(tensors, lr=there, fused=True, capturable=True)
+    maker: Any = make
     if isinstance(make, pyro.optim.PyroOptim):
         if callable(make.pt_optim_args):
             raise InputError("optimizer: a pyro.optim optimizer with per-parameter arguments can't be used here.")
-        return make.pt_optim_constructor(tensors, **make.pt_optim_args)
+        return maker.pt_optim_constructor(tensors, **maker.pt_optim_args)
     if isinstance(make, torch.optim.Optimizer) or not callable(make):
         raise InputError(
             f"optimizer={make!r} must make one from parameters, as functools.partial(torch.optim.AdamW) does."
         )
-    made = make(tensors)
+    made = maker(tensors)
     if not isinstance(made, torch.optim.Optimizer):
         raise InputError(f"optimizer returned {type(made).__name__}; wanted is a torch.optim.Optimizer.")
     return made

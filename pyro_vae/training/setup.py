@@ -13,7 +13,17 @@ from pyro_vae.engine.replay import Replay
 from pyro_vae.engine.step.gradients import Gradients
 from pyro_vae.engine.step.whole import Tally, WholeStep
 from pyro_vae.errors import InputError
-from pyro_vae.pair import Batch, data_plate, kept_random_state, modules, parameters, trace_pair, unregistered
+from pyro_vae.pair import (
+    Batch,
+    ModelAndGuide,
+    data_plate,
+    kept_random_state,
+    modules,
+    parameters,
+    trace_pair,
+    unregistered,
+)
+from pyro_vae.pair.hooks import FollowsProgress, WantsNumData, final_weight, offers, recomputes
 
 if TYPE_CHECKING:
     from pyro_vae.training.loop import Trainer
@@ -21,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pyro_vae")
 
 
-def trained_parameters(pair: Any, first: Batch) -> dict[str, torch.Tensor]:
+def trained_parameters(pair: ModelAndGuide, first: Batch) -> dict[str, torch.Tensor]:
     """The pair's parameters by Pyro's names; logs those that Pyro does not know.
 
     Raises:
@@ -40,20 +50,18 @@ def trained_parameters(pair: Any, first: Batch) -> dict[str, torch.Tensor]:
 
 def sized(objective: Any, num_data: int) -> Any:
     """The objective, told the size of the data set if it wants it; logs if it ends at another weight than 1."""
-    if getattr(objective, "num_data", 0) is None:  # as BetaTC's, which wants the size of the whole set
+    if isinstance(objective, WantsNumData) and objective.num_data is None:
         objective = copy.copy(objective)
         objective.num_data = num_data
-    if getattr(objective, "final_weight", 1.0) != 1.0:
-        logger.warning(
-            "%r ends with weight %g and not 1: what is trained is not the bound.", objective, objective.final_weight
-        )
+    if (weight := final_weight(objective)) != 1.0:
+        logger.warning("%r ends with weight %g and not 1: what is trained is not the bound.", objective, weight)
     return objective
 
 
-def followers_of(objective: Any, pair: Any) -> list[Any]:
+def followers_of(objective: Any, pair: ModelAndGuide) -> list[FollowsProgress]:
     """The objective and the modules that are told how much of the run is done."""
     everything = [objective, *(part for module in modules(pair) for part in module.modules())]
-    return [thing for thing in everything if callable(getattr(thing, "progress", None))]
+    return [thing for thing in everything if offers(thing, FollowsProgress, "progress")]
 
 
 def captured_step(trainer: Trainer, first: Batch) -> tuple[Gradients, Replay]:
@@ -73,13 +81,13 @@ def captured_step(trainer: Trainer, first: Batch) -> tuple[Gradients, Replay]:
         return settings.epochs * (whole if len(batch[0]) == settings.batch_size else 1)
 
     # A captured graph computes everything once, and so holds what the pair would rather compute again.
-    recomputes = getattr(pair, "recomputes", False)
-    if recomputes and trainer.compile in ("graph", "inductor"):
+    again = recomputes(pair)
+    if again and trainer.compile in ("graph", "inductor"):
         logger.warning("Steps run eagerly: a captured graph would keep the activations that are to be recomputed.")
     return gradients, Replay(
         gradients,
         (pair.model, pair.guide, trainer.objective),
-        compile="eager" if recomputes else trainer.compile,
+        compile="eager" if again else trainer.compile,
         precision=trainer.precision,
         calls=calls,
         what="training's step",
@@ -100,7 +108,7 @@ def whole_step(trainer: Trainer, tally: Tally) -> WholeStep:
     )
 
 
-def _population(pair: Any, batch: Batch, device: torch.device) -> int | None:
+def _population(pair: ModelAndGuide, batch: Batch, device: torch.device) -> int | None:
     with kept_random_state(device), torch.no_grad():
         plate = data_plate(trace_pair(pair, batch)[1], len(batch[0]))
     return plate.full_size if plate is not None and plate.full_size != len(batch[0]) else None

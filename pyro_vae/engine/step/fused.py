@@ -103,7 +103,13 @@ class _Held:
         rules = [rule_of(optimizer, group) for optimizer, group in zip(optimizers, groups, strict=True)]
         rows = list(zip(params, self.m, self.v, self.counts, groups, range(len(params)), strict=True))
         self._parts = [
-            (rule, [list(column) for column in zip(*(row for row, own in zip(rows, rules, strict=True) if own == rule), strict=True)])
+            (
+                rule,
+                [
+                    list(column)
+                    for column in zip(*(row for row, own in zip(rows, rules, strict=True) if own == rule), strict=True)
+                ],
+            )
             for rule in dict.fromkeys(rules)
         ]
 

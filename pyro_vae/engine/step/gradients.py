@@ -54,7 +54,9 @@ class Gradients:
         self.params = met
         if self.size is not None:
             size = self.size(*args)
-            if isinstance(loss, tuple):  # wake-sleep has one loss for the model, which is its bound, and one for the guide
+            if isinstance(
+                loss, tuple
+            ):  # wake-sleep has one loss for the model, which is its bound, and one for the guide
                 loss = loss[0]
             loss, gradients = loss / size, {name: grad / size for name, grad in gradients.items()}
         if isinstance(loss, torch.Tensor):

@@ -6,11 +6,11 @@ import torch
 from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
 
-from pyro_vae.errors import InputError
 from pyro_vae.engine import compat
 from pyro_vae.engine.step.fused import FusedAdam, same_objects
 from pyro_vae.engine.step.gradients import clear, give
 from pyro_vae.engine.verify import version_of
+from pyro_vae.errors import InputError
 
 
 class Update:

@@ -19,17 +19,26 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 
 from pyro_vae.errors import InputError
+from pyro_vae.pair.hooks import KnowsItsData, num_conditions
 from pyro_vae.reach import modules_of
 
 Batch = tuple[torch.Tensor, ...]
+Program = Callable[..., Any]
+Site = dict[str, Any]  # what a trace holds of one call of pyro.sample
+Sites = dict[str, Site]
 
 
 @runtime_checkable
 class ModelAndGuide(Protocol):
     """Whatever has a `model` and a `guide` is a pair."""
 
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
+    @property
+    def model(self) -> Program:
+        """p(x, z)."""
+
+    @property
+    def guide(self) -> Program:
+        """q(z | x)."""
 
 
 class Pair:
@@ -61,7 +70,11 @@ class Pair:
         self.guide = guide
 
 
-def as_pair(pair: Any) -> ModelAndGuide:
+#: What users hand in where a pair is wanted.
+PairLike = ModelAndGuide | tuple[Program, Program]
+
+
+def as_pair(pair: PairLike) -> ModelAndGuide:
     """`pair` if it has a model and a guide; a tuple (model, guide) is made into a `Pair`."""
     if isinstance(pair, tuple) and len(pair) == 2:
         return Pair(*pair)
@@ -129,7 +142,8 @@ def parameters(pair: ModelAndGuide, batch: Batch) -> dict[str, torch.Tensor]:
     with kept_random_state(batch[0].device), torch.no_grad(), found, _RefuseTakenNames():
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
         poutine.replay(pair.model, guide_trace)(*batch)
-    tensors = {n: site["value"].unconstrained() for n, site in found.trace.nodes.items() if site["type"] == "param"}
+    nodes: dict[str, Any] = dict(found.trace.nodes)
+    tensors = {n: site["value"].unconstrained() for n, site in nodes.items() if site["type"] == "param"}
     with contextlib.suppress(TypeError):
         _registered[pair] = tuple(tensors)
     return tensors
@@ -210,16 +224,17 @@ class DataPlate(NamedTuple):
     full_size: int
 
 
-def sample_sites(trace: poutine.Trace, *, observed: bool) -> dict[str, dict[str, Any]]:
+def sample_sites(trace: poutine.Trace, *, observed: bool) -> Sites:
     """The observed or the latent sites of a trace, in order, without the plates' own."""
+    nodes: dict[str, Any] = dict(trace.nodes)
     return {
         name: site
-        for name, site in trace.nodes.items()
+        for name, site in nodes.items()
         if site["type"] == "sample" and not poutine.util.site_is_subsample(site) and site["is_observed"] == observed
     }
 
 
-def plates_of(site: dict[str, Any]) -> dict[str, Any]:
+def plates_of(site: Site) -> dict[str, Any]:
     """The vectorised plates around a site, by name."""
     return {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
 
@@ -246,7 +261,7 @@ def outside(trace: poutine.Trace, plate: DataPlate | None) -> list[str]:
     return [name for name, site in sites.items() if plate is None or plate.name not in plates_of(site)]
 
 
-def log_prob(site: dict[str, Any]) -> torch.Tensor:
+def log_prob(site: Site) -> torch.Tensor:
     """log p of a site's value, without the factors of plates and `poutine.scale`, zero where masked out."""
     with explained_support_errors():
         unscaled = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
@@ -321,8 +336,8 @@ def blank_batch(pair: ModelAndGuide, size: int, like: Any = None, condition: Any
     """
     if like is not None:
         shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in as_batch(like))
-    elif hasattr(pair, "event_shape"):
-        further = ((torch.Size([]), torch.long),) * getattr(pair, "num_conditions", 0)
+    elif isinstance(pair, KnowsItsData):
+        further = ((torch.Size([]), torch.long),) * num_conditions(pair)
         shapes = ((torch.Size(pair.event_shape), torch.get_default_dtype()), *further)
     elif pair in _met:
         shapes = _met[pair]
