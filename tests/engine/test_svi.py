@@ -159,8 +159,8 @@ def losses_of(kind, make, loss, batches, optim=None, **options):
 
 
 FAULTS = {
-    "AutoNormal": "an automatic guide's plates get their indices anew at each call",
-    "AutoDiagonalNormal": "an automatic guide's plates get their indices anew at each call",
+    "AutoNormal": "an automatic guide makes its plates anew at each call",
+    "AutoDiagonalNormal": "an automatic guide makes its plates anew at each call",
 }
 
 
