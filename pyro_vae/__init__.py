@@ -67,6 +67,18 @@ __all__ = [*sorted(_HOMES), *_ROOMS]
 
 # Modules of version 0.1 by their present names: the former names import the same modules.
 _FORMER = {
+    "adam": "engine.step.fused",
+    "arithmetic": "engine.lower.logs",
+    "capture": "engine.trace",
+    "gradients": "engine.step.gradients",
+    "layouts": "engine.lower.order",
+    "lowering": "engine.lower",
+    "machine": "engine.machine",
+    "products": "engine.lower.products",
+    "reach": "pair.reach",
+    "recording": "engine.recording",
+    "replay": "engine.replay",
+    "whole_step": "engine.step.whole",
     "averaging": "training.averaging",
     "checks": "errors",
     "diagnostics": "inference.diagnostics",

@@ -70,18 +70,18 @@ class SVI(pyro.infer.SVI):
         stand_in = optim if isinstance(optim, PyroOptim) else pyro.optim.Adam({})
         super().__init__(model, guide, stand_in, loss, loss_and_grads, num_samples, num_steps, **kwargs)
         self.optim = optim
-        self._gradients = Gradients(lambda: (self.model, self.guide, self.loss_and_grads))
+        self._gradients = Gradients(self._programs)
         self._step = Replay(
             self._gradients,
-            lambda: (self.model, self.guide, self.loss_and_grads),
+            self._programs,
             compile=compile,
             what="SVI's step",
             looks_at_loss=True,
             plain=self._plain_step,
         )
         self._loss = Replay(
-            lambda *args, **kwargs: self.loss(self.model, self.guide, *args, **kwargs),
-            lambda: (self.model, self.guide, self.loss),
+            self._evaluated,
+            self._programs_of_loss,
             compile=compile,
             what="SVI's evaluate_loss",
             looks_at_loss=True,
@@ -114,6 +114,15 @@ class SVI(pyro.infer.SVI):
             params = graph.params
         self._update(params, gradients)
         return _number(loss)
+
+    def _programs(self) -> tuple[Any, Any, Any]:  # which users may replace
+        return self.model, self.guide, self.loss_and_grads
+
+    def _programs_of_loss(self) -> tuple[Any, Any, Any]:
+        return self.model, self.guide, self.loss
+
+    def _evaluated(self, *args: Any, **kwargs: Any) -> Any:
+        return self.loss(self.model, self.guide, *args, **kwargs)
 
     def _plain_step(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self.optim, PyroOptim):

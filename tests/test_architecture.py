@@ -24,14 +24,11 @@ LAYERS = {
     "objectives": ("objectives",),
     "inference": ("inference",),
     "data": ("data",),
-    "engine": (
-        "svi", "engine", "adam", "arithmetic", "capture", "gradients", "layouts", "lowering", "machine", "products",
-        "reach", "recording", "replay", "whole_step",
-    ),
+    "engine": ("svi", "engine"),
     "components": ("priors", "guides", "likelihoods", "networks", "distributions", "pair", "component", "errors"),
 }  # fmt: skip
 # Imports that go up, each until it is moved.
-UPWARD = {("machine", "files"), ("pair.programs", "reach")}
+UPWARD: set[tuple[str, str]] = set()
 
 
 def modules() -> dict[str, Path]:

@@ -82,6 +82,8 @@ class Arguments:
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, torch.Tensor):
                 places.append(i)
+                if leaf.layout is not torch.strided or leaf.is_nested:
+                    raise Unkeyed(f"argument {i + 1} is a sparse or nested tensor")
                 same = next(k for k, other in enumerate(leaves) if other is leaf)
                 parts.append((type(leaf), leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad, same))
                 if getattr(leaf, "__dict__", None):
@@ -101,8 +103,13 @@ class Arguments:
                 self._note(i, _Identity(leaf), len(leaves))
             else:
                 raise Unkeyed(f"an argument is a {type(leaf).__name__}, whose changes cannot be seen")
-        device = next((leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
-        tensors = [_tensor(leaves[i], device) for i in places]
+        like = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        dtype = torch.float64 if any(t.dtype is torch.float64 for t in like) else torch.get_default_dtype()
+        device = like[0].device if like else None
+        tensors = [
+            leaf if isinstance(leaf, torch.Tensor) else torch.tensor(leaf, dtype=dtype, device=device)
+            for leaf in map(leaves.__getitem__, places)
+        ]
         return Call((tuple(parts), spec, ambient()), leaves, spec, places, tensors, tuple(objects))
 
     def _note(self, place: int, value: Any, count: int) -> None:
@@ -130,12 +137,6 @@ class _Identity:
 
     def __hash__(self) -> int:
         return id(self.thing)
-
-
-def _tensor(leaf: Any, device: torch.device | None) -> torch.Tensor:
-    if isinstance(leaf, torch.Tensor):
-        return leaf
-    return torch.tensor(leaf, dtype=torch.get_default_dtype(), device=device)
 
 
 # --- nesting --------------------------------------------------------------------------------------------------------

@@ -105,6 +105,12 @@ def untraced() -> Any:
 # --- torch ----------------------------------------------------------------------------------------------------------
 
 
+def of_packed_sequences() -> tuple[Any, ...]:
+    """The functions that pack and unpack sequences."""
+    names = ("_pack_padded_sequence", "_pad_packed_sequence")
+    return tuple(getattr(torch, name) for name in names if hasattr(torch, name))
+
+
 class Unrecorded:
     """`torch.no_grad()` without its Python, which between large products takes 0.02 ms."""
 
@@ -126,9 +132,18 @@ def is_complete() -> bool:
     return handlers is not None
 
 
+@functools.cache
 def has_fused_adam() -> bool:
-    """Whether torch's fused kernels of Adam and AdamW are there."""
-    return hasattr(torch, "_fused_adam_") and hasattr(torch, "_fused_adamw_")
+    """Whether torch's fused kernels of Adam and AdamW are there, and take what `step.fused` gives them."""
+    numbers = {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8}
+    try:
+        for decoupled in (False, True):
+            param, gradient, m, v, count = (torch.ones(shape) for shape in (1, 1, 1, 1, ()))
+            kernel = fused_adam(decoupled)
+            kernel([param], [gradient], [m], [v], [], [count], **numbers, amsgrad=False, maximize=False)
+    except Exception:  # a name that is missing, or another signature: the optimizers take their steps by themselves
+        return False
+    return True
 
 
 def fused_adam(decoupled: bool) -> Callable[..., None]:
@@ -136,12 +151,12 @@ def fused_adam(decoupled: bool) -> Callable[..., None]:
     return torch._fused_adamw_ if decoupled else torch._fused_adam_
 
 
-_of_all_optimizers = _probe(
-    lambda: (
-        torch.optim.optimizer._global_optimizer_pre_hooks,
-        torch.optim.optimizer._global_optimizer_post_hooks,
-    )
-)
+def _hooks_of_all_optimizers() -> tuple[dict[int, Any], ...]:
+    module = importlib.import_module("torch.optim.optimizer")  # torch.optim has no attribute of this name
+    return module._global_optimizer_pre_hooks, module._global_optimizer_post_hooks
+
+
+_of_all_optimizers = _probe(_hooks_of_all_optimizers)
 
 
 def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:

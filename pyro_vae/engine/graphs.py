@@ -84,6 +84,7 @@ def _has_effect(node: fx.Node) -> bool:
 
 
 def is_mutable(node: fx.Node) -> bool:
+    """Whether the operation writes to its arguments."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 

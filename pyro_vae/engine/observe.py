@@ -247,6 +247,8 @@ class _Profile:
             if frame.f_back is not None and self._is_library(frame.f_back):
                 return
             self._refuse(frame, _WHY.get(root, f"calls {module}.{code.co_name}, whose effects cannot be seen"))
+        if _logs_for_a_library(frame):
+            return
         self._seen.add(code)
         names = set(names_in(code))
         self.executed.names.update(names_in(code, texts=True))
@@ -282,7 +284,21 @@ class _Profile:
         return frame is not None and root_of(frame.f_globals.get("__name__")) == "pyro_vae"
 
     def _refuse(self, frame: types.FrameType, what: str) -> None:
+        if _logs_for_a_library(frame):
+            return
         self.reason = self.reason or f"{line_of(frame)} {what}"
+
+
+def _logs_for_a_library(frame: types.FrameType | None) -> bool:
+    """Whether a library's own message is being written, by handlers that may be the user's."""
+    logging = False
+    while frame is not None:
+        root = root_of(frame.f_globals.get("__name__"))
+        if logging and root in LIBRARIES:
+            return True
+        logging = root == "logging"
+        frame = frame.f_back
+    return False
 
 
 _ANY = "attributes by any name"

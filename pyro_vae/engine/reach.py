@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pyro.infer.autoguide import AutoGuide
 
 from pyro_vae.engine.observe import _PURE, LIBRARIES, Executed, names_in, root_of
 from pyro_vae.engine.policy import MOST_BYTES, MOST_PLACES
@@ -285,6 +286,8 @@ class Reach:
         impure = root_of(type(thing).__module__) in sys.stdlib_module_names and not _is_pure(type(thing).__module__)
         self._add(Kind.SIZE, held, None, len(held), path)
         for name, value in held.items():
+            if name == "plates" and isinstance(thing, AutoGuide):
+                continue  # made anew by each call before it is looked at
             if (name in self.executed.own_names if impure else self._counts(name)) and not (
                 str(name).startswith("_cached_") and not _is_own_attribute(thing)
             ):

@@ -29,6 +29,7 @@ from pyro_vae.engine.verify import (
     RandomState,
     against_eager,
     agree,
+    as_before,
     check_lowered,
     run_apart,
     unwritten,
@@ -89,9 +90,9 @@ class _Waiting:
 class Replay:
     """`function(*args, **kwargs)`, with what it does captured once per kind of batch and replayed.
 
-    Calls of a kind run eagerly until capturing pays (`policy`). Then they run under a profiler (`observe`), until one of them
-    has changed nothing that the programs can reach, has asked nothing of the world outside, and has executed no new code. The
-    next call is traced. Replays are verified against eager calls at growing intervals (`verify`).
+    Calls of a kind run eagerly until capturing pays (`policy`). Then they run under a profiler (`observe`), until one of
+    them has changed nothing that the programs can reach, has asked nothing of the world outside, and has executed no new
+    code. The next call is traced. Replays are verified against eager calls at growing intervals (`verify`).
 
     A kind is the shapes, dtypes and devices of the tensors in the arguments, and the value of everything else; floats that
     change from call to call become tensors. What the programs reach is watched, and another state of it gets graphs of its
@@ -129,7 +130,8 @@ class Replay:
         self.programs = programs if callable(programs) else lambda: programs
         self.calls, self.looks_at_loss, self.plain = calls, looks_at_loss, plain or function
         self.capture_seconds = self.compile_seconds = 0.0
-        self.refusal: str | None = None if compat.is_complete() else "this release of torch or Pyro lacks what it needs"
+        self.refusal: str | None = None
+        self._complete = False  # whether torch and Pyro have all that it needs; asked at the first call
         self._warned: set[str] = set()
         self._forget()
 
@@ -166,7 +168,7 @@ class Replay:
 
     def flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Graph | None, Any]:
         """A graph and its flat outputs; or None and what the function returned."""
-        if self.compile == "eager" or self.refusal is not None or self._is_looked_on():
+        if not self._captures():
             return None, self.plain(*args, **kwargs)
         try:
             call = self._arguments.sort(args, kwargs)
@@ -183,6 +185,17 @@ class Replay:
         if watch is self._waiting[call.key].ready:
             return None, self._capture(watch, call, args, kwargs)
         return None, self._observe(watch, call, args, kwargs)
+
+    def _captures(self) -> bool:
+        """Whether this call may be captured or replayed."""
+        if self.compile == "eager" or self.refusal is not None:
+            return False
+        if not self._complete:
+            self._complete = compat.is_complete()
+            if not self._complete:
+                self.refuse("this release of torch or Pyro lacks what capturing needs")
+                return False
+        return not self._is_looked_on()
 
     def replays(self, *args: Any) -> bool:
         """Whether such calls are captured or replayed, as far as is known."""
@@ -254,7 +267,8 @@ class Replay:
         if sum(len(kept.graphs) for kept in self._kept) >= policy.MOST_KINDS:
             return None
         if waiting.ready is not None:
-            place = waiting.ready.changed()
+            place = waiting.ready.changed(follow=True)
+            waiting.ready.moved.clear()
             if place is None and waiting.aliases == waiting.ready.aliases(call.tensors):
                 return waiting.ready
             place = place or "the tensor that is passed as an argument, and that the programs reach too,"
@@ -322,9 +336,9 @@ class Replay:
                 reason = f"{place} is set anew as the programs run"
         if reason is None and waiting.observed > 2 * policy.MOST_SETTINGS:
             reason = "it executes other code at each call"
-        if reason is not None:
+        if reason is not None and not (grown and waiting.observed == 1):  # what is done once only, as in setting up
             self.refuse(reason)
-        elif not grown and place is None:
+        elif reason is None and not grown and place is None:
             watch.written = leaves.written()
             waiting.ready, waiting.observed, waiting.aliases = watch, 0, watch.aliases(call.tensors)
         return result
@@ -364,7 +378,8 @@ class Replay:
             self.refuse(str(error))
         except Exception as error:  # torch's own, where a graph can't be run
             self.refuse(f"its graph can't be run: {str(error).splitlines()[0]}")
-        return captured.result
+        result, captured.result = captured.result, None
+        return result
 
     def _of_tensors(self, call: Call, given: Sequence[torch.Tensor]) -> Any:
         args, kwargs = call.filled(given)
@@ -463,7 +478,8 @@ class Replay:
                 return graph, flat
         except Exception as error:  # eager code raises it too, or the graph is wrong
             reason = f"its graph fails on a later batch ({str(error).splitlines()[0]})"
-            graph.misses = graph.calls
+            if not graph.captured.guards:  # which may be why
+                graph.misses = graph.calls
         else:
             reason = f"{' and '.join(graph.captured.guards) or 'the loss'} goes another way too often"
         random.restore()
@@ -507,9 +523,10 @@ class Replay:
         same = same and all(agree([leaves[i]], [value], 0.0) for i, value in captured.fixed.items())
         if same:
             expected = [leaf for i, leaf in enumerate(leaves) if i not in captured.fixed]
-            same = against_eager(captured, call.tensors, got[: len(expected)], expected)
+            same = against_eager(captured, call.tensors, got[: len(expected)], expected, as_before(random, written))
         if same and lowered is not None:
-            same = agree(lowered, got, LOWERED) or _check_again(graph, call)
+            with as_before(random, written):
+                same = agree(lowered, got, LOWERED) or _check_again(graph, call)
         if not same:
             self.refuse(_OTHER_VALUES.format(graph.calls - graph.agreed - 1))
             return None, result

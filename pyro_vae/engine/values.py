@@ -107,6 +107,10 @@ def _truth(mode: Values, func: Any, tensor: torch.Tensor) -> bool:
     return bool(mode.burn((tensor if tensor.dtype is torch.bool else tensor.detach() != 0).reshape(())))
 
 
+def _contains(mode: Values, func: Any, tensor: torch.Tensor, element: Any) -> bool:
+    return bool(mode.burn((tensor == element).any()))
+
+
 def _whole(mode: Values, func: Any, tensor: torch.Tensor) -> int:
     if tensor.is_floating_point() or tensor.is_complex():
         refuse("turns a tensor into a Python number")
@@ -187,6 +191,7 @@ _HANDLED: dict[Any, Callable[..., Any]] = {
     torch.Tensor.item: _item,
     **dict.fromkeys((torch.Tensor.__bool__, torch.Tensor.is_nonzero, torch.is_nonzero), _truth),
     **dict.fromkeys((torch.Tensor.__int__, torch.Tensor.__index__), _whole),
+    torch.Tensor.__contains__: _contains,
     torch.Tensor.tolist: _list,
     **dict.fromkeys((torch.equal, torch.Tensor.equal), _equal),
     **dict.fromkeys((torch.allclose, torch.Tensor.allclose), _allclose),
@@ -196,7 +201,7 @@ _HANDLED: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.masked_select, torch.Tensor.masked_select), _masked_select),
     **dict.fromkeys((torch.where, torch.Tensor.where), _where),
     **dict.fromkeys((torch.repeat_interleave, torch.Tensor.repeat_interleave), _repeat_interleave),
-    **dict.fromkeys((*_PACKED, torch._pack_padded_sequence, torch._pad_packed_sequence), _of_lengths),
+    **dict.fromkeys((*_PACKED, *compat.of_packed_sequences()), _of_lengths),
     torch.Tensor.__getitem__: _get_item,
 }
 _REFUSED = {

@@ -21,6 +21,7 @@ class RandomState:
     """torch's random state on the CPU and on a device."""
 
     def __init__(self, device: torch.device):
+        self.device = device
         self._generator = None
         if device.type == "cuda":
             self._generator = torch.cuda.default_generators[device.index or torch.cuda.current_device()]
@@ -102,6 +103,17 @@ def agree(
     ) > max(apart)
 
 
+@contextlib.contextmanager
+def as_before(random: RandomState, written: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[None]:
+    """The random state, and tensors that have been written to since, as they were before a call."""
+    with unwritten([tensor for tensor, _ in written]), kept_random_state(random.device):
+        random.restore()
+        with torch.no_grad():
+            for tensor, copy in written:
+                tensor.copy_(copy)
+        yield
+
+
 def _sensitivity(captured: Captured, inputs: Sequence[torch.Tensor], expected: Sequence[Any]) -> list[float]:
     """How far each output moves, at most, if each number that goes in moves by float32's rounding."""
     generator = torch.Generator().manual_seed(0)
@@ -122,10 +134,24 @@ def _sensitivity(captured: Captured, inputs: Sequence[torch.Tensor], expected: S
 
 
 def against_eager(
-    captured: Captured, inputs: Sequence[torch.Tensor], got: Sequence[Any], expected: Sequence[Any]
+    captured: Captured,
+    inputs: Sequence[torch.Tensor],
+    got: Sequence[Any],
+    expected: Sequence[Any],
+    before: contextlib.AbstractContextManager[None] | None = None,
 ) -> bool:
-    """Whether the operations as they came gave what an eager call gave."""
-    return agree(got, expected, RECORDED, lambda: _sensitivity(captured, inputs, got))
+    """Whether the operations as they came gave what an eager call gave.
+
+    Args:
+        before: a context in which the random state and what is written to are as they were before that call; by default
+            they are so now.
+    """
+
+    def sensitivity() -> list[float]:
+        with before or contextlib.nullcontext():
+            return _sensitivity(captured, inputs, got)
+
+    return agree(got, expected, RECORDED, sensitivity)
 
 
 def close(a: Any, b: Any, relative: float, absolute: float = 1e-12) -> bool:

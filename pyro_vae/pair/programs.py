@@ -20,7 +20,7 @@ from torch import nn
 
 from pyro_vae.errors import InputError
 from pyro_vae.pair.hooks import KnowsItsData, num_conditions
-from pyro_vae.reach import modules_of
+from pyro_vae.pair.reach import modules_of
 
 Batch = tuple[torch.Tensor, ...]
 Program = Callable[..., Any]

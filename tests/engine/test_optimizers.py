@@ -69,8 +69,12 @@ def set_rates(svi, rate=0.3):
         optimizer.param_groups[0]["lr"] = rate
 
 
+def one_of_them():
+    return pyro.get_param_store()._params["slope"]
+
+
 def set_betas_of_one(svi):
-    next(iter(made(svi).values())).param_groups[0]["betas"] = (0.1, 0.9)
+    made(svi)[one_of_them()].param_groups[0]["betas"] = (0.1, 0.9)
 
 
 def replace_groups(svi):
@@ -122,12 +126,12 @@ def clip(svi):
 
 
 def leave_a_gradient(svi):
-    tensor = next(iter(made(svi)))
+    tensor = one_of_them()
     tensor.grad = torch.full_like(tensor, 300.0)
 
 
 def another_optimizer_for_one(svi):
-    tensor = next(iter(made(svi)))
+    tensor = one_of_them()
     made(svi)[tensor] = torch.optim.Adam([tensor], lr=0.3)
 
 
@@ -236,24 +240,35 @@ def test_users_may_keep_more_in_an_optimizer():
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+class Shared(pyro.nn.PyroModule):
+    """A program that holds its parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = pyro.nn.PyroParam(torch.zeros(3))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(self.mean, 1.0).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_copy_of_a_young_svi_trains_parameters_of_its_own(steps):
+    moves_a_copy(steps)
+
+
 def test_a_copy_trains_parameters_of_its_own():
+    moves_a_copy(4)
+
+
+def moves_a_copy(steps):
     with pyro.settings.context(module_local_params=True):
-
-        class Shared(pyro.nn.PyroModule):
-            def __init__(self):
-                super().__init__()
-                self.mean = pyro.nn.PyroParam(torch.zeros(3))
-
-            def forward(self, x):
-                with pyro.plate("data", len(x)):
-                    pyro.sample("x", dist.Normal(self.mean, 1.0).to_event(1), obs=x)
-
         moved = []
         for compile in ("eager", "graph"):
             pyro.clear_param_store()
             program = Shared()
             svi = SVI(program, lambda x: None, by_pyro(), pyro.infer.Trace_ELBO(), compile=compile)
-            for _ in range(4):
+            for _ in range(steps):
                 svi.step(X)
             before = program.mean.detach().clone()
             other = copy.deepcopy(svi)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
@@ -24,7 +27,7 @@ class Update:
     def __init__(self, optim: PyroOptim | torch.optim.Optimizer, leaves_zeros: bool = True):
         self.optim, self.leaves_zeros = optim, leaves_zeros
         self._fused: FusedAdam | None = None
-        self._zeros: list[tuple[torch.Tensor | None, int]] = []  # the gradients left behind by the last step, all zero
+        self._zeros: dict[int, tuple[torch.Tensor | None, int]] = {}  # gradients that the last step left, all zero
 
     def __call__(self, params: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]) -> None:
         """Moves the parameters; what their `.grad` holds from elsewhere is added."""
@@ -41,12 +44,14 @@ class Update:
             clear(tensors)
             return
         zero_grads(tensors)
-        self._zeros = [(tensor.grad, -1 if tensor.grad is None else version_of(tensor.grad)) for tensor in tensors]
+        self._zeros = {
+            id(tensor): (tensor.grad, -1 if tensor.grad is None else version_of(tensor.grad)) for tensor in tensors
+        }
 
     def _fuse(
         self, tensors: list[torch.Tensor], params: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]
     ) -> bool:
-        if len(gradients) != len(tensors) or not self._nothing_left_behind([tensor.grad for tensor in tensors]):
+        if len(gradients) != len(tensors) or not self._nothing_left_behind(tensors):
             return False
         moved = [params[name] for name in gradients]
         if self._fused is None or not same_objects(self._fused.params, moved):
@@ -54,15 +59,23 @@ class Update:
         with compat.Unrecorded():
             return self._fused.take(self.optim, list(gradients.values()))
 
-    def _nothing_left_behind(self, now: list[torch.Tensor | None]) -> bool:
+    def _nothing_left_behind(self, tensors: list[torch.Tensor]) -> bool:
         """Whether no other loss has left gradients in `.grad`."""
+        now = [tensor.grad for tensor in tensors]
         if not self.leaves_zeros:
             return all(gradient is None for gradient in now)
-        if len(now) != len(self._zeros) or not same_objects(now, [zeros for zeros, _ in self._zeros]):
-            return False
         if any(gradient is None for gradient in now):
             return False  # the optimizer leaves zeros there first
-        return [version_of(gradient) for gradient in now if gradient is not None] == [v for _, v in self._zeros]
+        left = [self._zeros.get(id(tensor), (None, -1)) for tensor in tensors]
+        if not same_objects(now, [zeros for zeros, _ in left]):
+            return False
+        return [version_of(gradient) for gradient in now] == [version for _, version in left]
+
+    def __deepcopy__(self, memo: Any) -> Update:
+        return Update(copy.deepcopy(self.optim, memo), self.leaves_zeros)
+
+    def __reduce__(self) -> Any:
+        return Update, (self.optim, self.leaves_zeros)
 
     def _check_known(self, params: dict[str, torch.Tensor]) -> None:
         known = {id(tensor) for group in self.optim.param_groups for tensor in group["params"]}

@@ -71,7 +71,7 @@ def clock_datetime():
     return restored(scaled(read, lambda value: zone(2 * value)), no_zone)
 
 
-@program("time", "clock")
+@program()
 def clock_frozen_by_tests():
     """`time.time` is replaced, as libraries that freeze time do."""
     original, now = time.time, [1.0]

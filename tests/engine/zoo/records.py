@@ -221,7 +221,7 @@ def record_through_bound_method():
     return alone(model, kept=lambda: history)
 
 
-@program("history", "value", visible=False)
+@program("default", visible=False)
 def record_through_default_argument():
     """A default argument collects the records."""
     decoder = decoder_net()

@@ -144,7 +144,7 @@ def two_svis_share_optimizer():
     return made
 
 
-@quiet
+@program(visible=False, warnings=2)
 def alternating_model_and_guide():
     """Two SVIs: one trains the guide, the other the model, by `poutine.block`ed parameters."""
     decoder, encoder, other = decoder_net(), encoder_net(), []

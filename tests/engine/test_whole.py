@@ -4,8 +4,8 @@ import pyro
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from pyro_vae.examples import Examples
 
+from pyro_vae.data.resident import Examples
 from pyro_vae.engine.replay import Replay
 from pyro_vae.engine.step.gradients import Gradients
 from pyro_vae.engine.step.whole import Tally, WholeStep, can_take
@@ -16,7 +16,7 @@ def make(x, clip=None, lr=0.01):
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     pair = vae()
-    gradients = Gradients(Trace_ELBO().loss_and_grads, pair.model, pair.guide, size=len)
+    gradients = Gradients(lambda: (pair.model, pair.guide, Trace_ELBO().loss_and_grads), size=len)
     gradients(x[:2])
     params = gradients.params
     optimizer = torch.optim.Adam(list(params.values()), lr=lr, fused=True)
@@ -56,18 +56,32 @@ def test_a_step_that_is_not_finite_is_noted_and_undone_and_so_are_those_after_it
     x = torch.rand(40, 4).round()
     pair, step, tally = make(x)
     x[20:24] = torch.nan
-    for start in (0, 4, 8):
-        step(torch.arange(start, start + 4))
-    before, loss = [p.detach().clone() for p in pair.parameters()], tally.loss.item()
-    for start in (20, 0, 4):
-        step(torch.arange(start, start + 4))
-    assert tally.bad.item() == 3
-    assert tally.loss.item() == loss
-    assert all(torch.equal(a, b) for a, b in zip(before, pair.parameters(), strict=True))
-    tally.reset()
-    step(torch.arange(4))
+    with pyro.validation_enabled(False):  # as in training after its first step
+        for start in (0, 4, 8):
+            step(torch.arange(start, start + 4))
+        before, loss = [p.detach().clone() for p in pair.parameters()], tally.loss.item()
+        for start in (20, 0, 4):
+            step(torch.arange(start, start + 4))
+        assert tally.bad.item() == 3
+        assert tally.loss.item() == loss
+        assert all(torch.equal(a, b) for a, b in zip(before, pair.parameters(), strict=True))
+        tally.reset()
+        step(torch.arange(4))
     assert tally.bad.item() == -1
     assert not torch.equal(before[0], next(pair.parameters()))
+
+
+def test_a_step_with_branches_is_not_launched_as_one():
+    x = torch.rand(40, 4).round()
+    _, step, _ = make(x)
+    for start in range(0, 24, 4):  # validation is a branch on values
+        step(torch.arange(start, start + 4))
+    assert step.losses.how == "captured"
+    assert step.losses.current(x[:4]) is None
+    with pyro.validation_enabled(False):
+        for start in range(0, 24, 4):
+            step(torch.arange(start, start + 4))
+        assert step.losses.current(x[:4]) is not None
 
 
 def test_which_optimizers_can_be_recorded():
