@@ -10,6 +10,7 @@ import copy
 import inspect
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -29,7 +30,6 @@ from pyro_vae import (
     VariationalRNN,
     VeryDeepVAE,
     classify,
-    data,
     elbo_terms,
     encode,
     fit,
@@ -64,7 +64,8 @@ from tests.component_table import (
 from tests.fake_cuda import HostTensor, fake_cuda, to_cuda, values
 
 # Data and their order may lie on the CPU.
-LOADERS = tuple(inspect.getfile(thing) for thing in (fit, data, data.Examples, data.Stream))
+PACKAGE = Path(inspect.getfile(Component)).parent
+LOADERS = tuple(str(path) for room in ("training", "data") for path in (PACKAGE / room).glob("*.py"))
 MIXED = "Expected all tensors to be on the same device|two different devices"  # of torch 2.14 and 2.11
 
 Batch = tuple[torch.Tensor, ...]

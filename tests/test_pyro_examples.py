@@ -322,4 +322,3 @@ def test_deep_markov_model_on_packed_sequences_runs_eagerly_and_says_why(caplog)
 def test_deep_markov_model_on_sequences_of_one_length(compile, how):
     (svi,) = compare(train_dmm(packed=False), compile)
     assert svi.how == how
-    assert sum(len(setting.graphs) for setting in svi._step._settings) <= 2  # annealing needs no new graph

@@ -295,7 +295,7 @@ class Replay:
 
         Where capturing is refused, the call is the eager one that shows why.
         """
-        random = RandomState(call.device)
+        random, written = RandomState(call.device), []
         with contextlib.suppress(Unseen):
             tensors = Watch(lambda: (*self.programs(), *call.objects), Executed(any_name=True)).tensors()
             written = [(tensor, tensor.detach().clone()) for tensor in tensors if not tensor.requires_grad]

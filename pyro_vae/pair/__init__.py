@@ -1,5 +1,6 @@
 """What a pair is: a model and a guide, two Pyro programs that take the same batch; and what a pair may offer (`hooks`)."""
 
+from pyro_vae.pair.blank import blank_batch, remember
 from pyro_vae.pair.programs import (
     Batch,
     DataPlate,
@@ -11,7 +12,6 @@ from pyro_vae.pair.programs import (
     Sites,
     as_batch,
     as_pair,
-    blank_batch,
     data_plate,
     device_of,
     evaluating,
@@ -23,7 +23,6 @@ from pyro_vae.pair.programs import (
     parameters,
     plates_of,
     registered,
-    remember,
     sample_sites,
     trace_pair,
     unregistered,
