@@ -75,11 +75,11 @@ def dice_code() -> Any:
 
 
 @functools.cache
-def warning_code() -> Any:
-    """The code of Pyro's warning about NaN."""
-    from pyro.util import warn_if_nan
+def warning_codes() -> tuple[Any, ...]:
+    """The code of Pyro's warnings about numbers that are not finite."""
+    from pyro.util import warn_if_inf, warn_if_nan
 
-    return warn_if_nan.__code__
+    return warn_if_inf.__code__, warn_if_nan.__code__
 
 
 def traced(function: Callable[..., Any], decompositions: Any, inputs: Any) -> torch.fx.GraphModule:
@@ -125,7 +125,7 @@ class Unrecorded:
 def is_complete() -> bool:
     """Whether all that capturing needs is there."""
     try:
-        store_parts(), settings(), dice_code(), warning_code(), torch._C._set_grad_enabled
+        store_parts(), settings(), dice_code(), warning_codes(), torch._C._set_grad_enabled
         from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx  # noqa: F401
     except (AttributeError, ImportError):
         return False

@@ -15,6 +15,8 @@ def clean(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if node.op == "call_function" and _changes_nothing(node):
             node.replace_all_uses_with(node.args[0])
+        if node.target is aten._is_all_true.default:  # which compilers do not know
+            node.target = aten.all.default
     graph.graph.eliminate_dead_code(lambda node: _has_effect(node))
     known: dict[Any, fx.Node] = {}
     for node in list(graph.graph.nodes):
@@ -32,7 +34,7 @@ def clean(graph: fx.GraphModule) -> None:
 
 def _changes_nothing(node: fx.Node) -> bool:
     """Whether the result is the first argument, seen as it is."""
-    if node.target is aten.alias.default:
+    if node.target in (aten.alias.default, aten.detach.default):  # nothing is recorded for autograd
         return True
     if node.target not in (aten.view.default, aten.expand.default, aten.reshape.default, aten._unsafe_view.default):
         return False

@@ -49,6 +49,8 @@ _OPAQUE = (
     *(torch._ops.OpOverload, torch._ops.OpOverloadPacket, types.GenericAlias),
 )
 MISSING = object()
+#: What else than its values counts of a tensor: hooks are for those alone that require gradients.
+MARKS = ("requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 class Unseen(Exception):
@@ -155,7 +157,10 @@ class Reach:
     # --- containers -----------------------------------------------------------------------------------------------
 
     def _look_at_dict(self, thing: dict[Any, Any], path: str) -> None:
-        self._add(Kind.KEYS, thing, None, list(thing), path)
+        if thing:
+            self._add(Kind.KEYS, thing, None, list(thing), path)
+        else:
+            self._add(Kind.LENGTH, thing, None, 0, path)
         for key, value in dict.items(thing):
             self._add(Kind.ENTRY, thing, key, value, f"{path}[{key!r}]" if isinstance(key, (str, int)) else path)
         self._look_at_subclass(thing, path, (dict, collections.OrderedDict, collections.defaultdict))
@@ -192,10 +197,8 @@ class Reach:
         self._add(Kind.REFERENT, thing, None, thing(), path)
 
     def _look_at_tensor(self, thing: torch.Tensor, path: str) -> None:
-        for name in ("requires_grad", "_backward_hooks"):
+        for name in MARKS if thing.requires_grad else MARKS[:1]:
             self._add(Kind.ATTRIBUTE, thing, name, getattr(thing, name, MISSING), path)
-        if thing.requires_grad:
-            self._add(Kind.ATTRIBUTE, thing, "_post_accumulate_grad_hooks", thing._post_accumulate_grad_hooks, path)
         self._look_at_namespace(thing, path)
 
     # --- code -----------------------------------------------------------------------------------------------------

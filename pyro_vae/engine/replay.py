@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -107,7 +108,7 @@ class Replay:
         calls: of a batch's tensors to how often such a batch will come, if that is known.
         what: what the function is, for messages.
         plain: runs a call of which nothing is to be seen; `function` by default.
-        looks_at_loss: whether a first output that is not a number sends the call to an eager run, which says more.
+        looks_at_loss: whether a first output that is not finite sends the call to an eager run, which says more.
 
     Attributes:
         refusal: why nothing is captured, if so.
@@ -497,7 +498,7 @@ class Replay:
         if not self.looks_at_loss or 0 in graph.captured.fixed:
             return True
         loss = flat[0]
-        return loss.numel() != 1 or not loss.is_cpu or loss.item() == loss.item()
+        return loss.numel() != 1 or not loss.is_cpu or math.isfinite(loss.item())
 
     def _verify(
         self, graph: Graph, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]

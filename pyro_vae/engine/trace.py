@@ -156,10 +156,11 @@ def _join_guards(traced: fx.GraphModule, lines: list[str]) -> list[str]:
     conditions = list(dict.fromkeys(node for node, _ in kept))
     with traced.graph.inserting_before(out):
         holds = conditions[0] if conditions else None
-        for condition in conditions[1:]:
-            value = holds.meta["val"]
-            holds = traced.graph.call_function(aten.logical_and.default, (holds, condition))
-            holds.meta["val"] = value
+        if len(conditions) > 1:
+            together = traced.graph.call_function(aten.stack.default, (conditions,))
+            holds = traced.graph.call_function(aten._is_all_true.default, (together,))
+            value = conditions[0].meta["val"]
+            together.meta["val"], holds.meta["val"] = value.new_empty(len(conditions)), value
     out.args = (outputs[:count] + ([holds] if conditions else []),)
     traced.graph.lint()
     traced.recompile()

@@ -100,7 +100,7 @@ def _get_item(mode: Values, func: Any, tensor: torch.Tensor, index: Any) -> torc
 
 
 def _truth(mode: Values, func: Any, tensor: torch.Tensor) -> bool:
-    if _asked_by(compat.warning_code()):  # a loss that is not a number is looked for after each replay
+    if _asked_by(*compat.warning_codes()):  # a loss that is not finite is looked for after each replay
         return False
     if tensor.numel() != 1:
         return func(tensor)  # raises
@@ -226,10 +226,10 @@ def _is_mask(index: Any) -> bool:
     return isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8) and index.dim() > 0
 
 
-def _asked_by(code: Any) -> bool:
-    """Whether the function being looked at is called by this code."""
+def _asked_by(*codes: Any) -> bool:
+    """Whether the function being looked at is called by one of these codes."""
     frame = sys._getframe(3)
-    return frame is not None and frame.f_code is code
+    return frame is not None and frame.f_code in codes
 
 
 # --- the user's line ------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 
 from pyro_vae.engine import compat
 from pyro_vae.engine.observe import Executed
-from pyro_vae.engine.reach import MISSING, Kind, Place, Reach, contents
+from pyro_vae.engine.reach import MARKS, MISSING, Kind, Place, Reach, contents
 
 
 class Watch:
@@ -54,7 +54,7 @@ class Watch:
                 self._further.append(Place(Kind.ENTRY, stored, name, tensor, f"the parameter {name!r}", True))
                 constraint = constraints.get(name, MISSING)
                 self._further.append(Place(Kind.ENTRY, constraints, name, constraint, f"{name!r}'s constraint", True))
-            for mark in ("requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks"):
+            for mark in MARKS if id(tensor) not in self._ordinals else ():
                 value = getattr(tensor, mark)
                 self._further.append(Place(Kind.ATTRIBUTE, tensor, mark, value, f"{mark} of {name!r}", True))
         self._set(self.places)

@@ -34,7 +34,7 @@ NEEDED = {
     "hooks of all modules": without("_torch_settings"),
     "the number of modes": without("function_modes"),
     "code of Dice": without("dice_code"),
-    "code of the warning": without("warning_code"),
+    "code of the warning": without("warning_codes"),
     "the tracer": lambda patch: patch.setitem(sys.modules, PROXY, None),
 }
 #: What is found to be lacking as the first call is traced.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import importlib
 import logging
 import os
 import shutil
@@ -62,6 +63,8 @@ def _begin_with_headers() -> None:
         with contextlib.suppress(Exception):  # Inductor will come upon it in its turn, and say so
             CppPythonBindingsCodeCache.load_pybinding_async(["float*"], nothing, submit_fn=lambda compile_kernel: None)
 
+    for name in ("pre_grad", "joint_graph", "post_grad"):  # which two threads must not import at once
+        importlib.import_module(f"torch._inductor.fx_passes.{name}")
     pick_vec_isa()  # notes flags in objects of its own as it tries them, and must not do so in two threads at once
     context = contextvars.copy_context()  # holds Inductor's settings
     threading.Thread(target=context.run, args=(compile_headers,), daemon=True).start()
