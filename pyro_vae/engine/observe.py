@@ -6,6 +6,7 @@ watched (`watch`); a program that asks the third, or changes it, is never captur
 
 from __future__ import annotations
 
+import gc
 import linecache
 import random
 import sys
@@ -170,11 +171,15 @@ def observe(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[An
     """What the function returns, what it executed, and why it may not be captured, if so."""
     profile = _Profile()
     before = random.getstate(), _numpy_state(), ambient()
+    collecting = gc.isenabled()
+    gc.disable()  # whose callbacks and finalizers run in the midst of the program, and are not its own
     sys.setprofile(profile)
     try:
         result = function(*args, **kwargs)
     finally:
         sys.setprofile(None)
+        if collecting:
+            gc.enable()
     for then, now, what in zip(
         before,
         (random.getstate(), _numpy_state(), ambient()),

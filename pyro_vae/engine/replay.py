@@ -479,8 +479,7 @@ class Replay:
                 return graph, flat
         except Exception as error:  # eager code raises it too, or the graph is wrong
             reason = f"its graph fails on a later batch ({str(error).splitlines()[0]})"
-            if not graph.captured.guards:  # which may be why
-                graph.misses = graph.calls
+            graph.misses = graph.calls
         else:
             reason = f"{' and '.join(graph.captured.guards) or 'the loss'} goes another way too often"
         random.restore()
