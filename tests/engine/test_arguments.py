@@ -210,7 +210,9 @@ def test_a_whole_number_of_few_values_has_a_graph_for_each():
     assert step.how == "captured"
 
 
-@pytest.mark.parametrize("thing", [object(), {1, 2}, iter([1]), collections.deque([1]), slice(1)], ids=lambda thing: type(thing).__name__)
+@pytest.mark.parametrize(
+    "thing", [object(), {1, 2}, iter([1]), collections.deque([1]), slice(1)], ids=lambda thing: type(thing).__name__
+)
 def test_an_argument_whose_changes_cannot_be_seen_is_named(thing, caplog):
     with pytest.raises(Unkeyed, match=f"an argument is a {type(thing).__name__}, whose changes cannot be seen"):
         Arguments().sort((thing,), {})
