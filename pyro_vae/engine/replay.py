@@ -1,7 +1,8 @@
 """Trace once, run many: a function of batches that captures itself, verifies itself, and runs eagerly where it must.
 
-A call is plain, observed, captured or replayed. Whatever it is, the function's Python runs at most once in it, so that a
-program that counts its own calls counts what it would count without us.
+A call is plain, observed, captured or replayed. The function's Python runs at most once in it, so that a program that counts
+its own calls counts what it would count without us. There are two exceptions: where the number of calls is known, capturing
+comes before the first call; and where tracing fails halfway, the call runs again, after a run that has changed nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -72,10 +73,11 @@ class Graph:
 
 @dataclass
 class _Kept:
-    """The graphs that hold as long as what is watched is what it is."""
+    """A graph that holds for calls of a key, as long as what is watched is what it is."""
 
+    key: Any
     watch: Watch
-    graphs: dict[Any, Graph] = field(default_factory=dict)
+    graph: Graph
 
 
 @dataclass
@@ -157,10 +159,9 @@ class Replay:
             return "eager"
         if self.refusal is not None:
             return "eager (not captured)"
-        graphs = [graph for kept in self._kept for graph in kept.graphs.values()]
-        if not graphs:
+        if not self._kept:
             return "eager"
-        return "captured, Inductor" if any(graph.compiled for graph in graphs) else "captured"
+        return "captured, Inductor" if any(kept.graph.compiled for kept in self._kept) else "captured"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function returns; tensors are detached."""
@@ -242,13 +243,13 @@ class Replay:
     def _find(self, call: Call) -> Graph | None:
         """The graph for this kind of call that holds for what the programs reach now."""
         for i, kept in enumerate(self._kept):
-            key = (call.key, kept.watch.aliases(call.tensors))
-            if key in kept.graphs and kept.watch.changed(follow=True) is None:
-                if kept.watch.moved:
-                    _rebind(kept)
-                if i:
-                    self._kept.insert(0, self._kept.pop(i))
-                return kept.graphs[key]
+            if kept.key != (call.key, kept.watch.aliases(call.tensors)) or kept.watch.changed(follow=True) is not None:
+                continue
+            if kept.watch.moved:
+                _rebind(kept)
+            if i:
+                self._kept.insert(0, self._kept.pop(i))
+            return kept.graph
         return None
 
     def _due(self, call: Call) -> Watch | None:
@@ -265,7 +266,8 @@ class Replay:
             known = self.calls(*call.tensors) if self.calls is not None else None
             if (waiting.calls <= policy.CALLS_BEFORE_CAPTURE) if known is None else known < policy.CALLS_WORTH_CAPTURE:
                 return None
-        if sum(len(kept.graphs) for kept in self._kept) >= policy.MOST_KINDS:
+        if len(self._kept) >= policy.MOST_KINDS:
+            self._warn(f"{policy.MOST_KINDS} graphs are kept already, and this kind of call would need another")
             return None
         if waiting.ready is not None:
             place = waiting.ready.changed(follow=True)
@@ -406,15 +408,9 @@ class Replay:
             raise CaptureError("a tensor that is no parameter of Pyro's gets a gradient")
 
     def _keep(self, graph: Graph, watch: Watch, call: Call) -> None:
-        kept = self._kept[0] if self._kept else None
-        if kept is None or kept.watch is not watch:
-            kept = _Kept(watch)
-            self._kept.insert(0, kept)
         watch.add(graph.params)
-        kept.graphs[call.key, watch.aliases(call.tensors)] = graph
+        self._kept.insert(0, _Kept((call.key, watch.aliases(call.tensors)), watch, graph))
         del self._waiting[call.key]
-        if len(self._kept) > policy.MOST_SETTINGS * policy.MOST_KINDS:
-            self._kept.pop()
 
     def _first_decision(self, graph: Graph, call: Call) -> None:
         graph.seconds = lower.seconds_of(graph.captured)
@@ -478,16 +474,17 @@ class Replay:
                     self._consider_compiling(graph, call.tensors, graph.calls)
                 return graph, flat
         except Exception as error:  # eager code raises it too, or the graph is wrong
-            reason = f"its graph fails on a later batch ({str(error).splitlines()[0]})"
-            graph.misses = graph.calls
+            failure = f"its graph fails on a later batch ({str(error).splitlines()[0]})"
         else:
-            reason = f"{' and '.join(graph.captured.guards) or 'the loss'} goes another way too often"
+            failure = None
         random.restore()
         _put_back(written, ())
         graph.misses += 1
         result = self.plain(*args, **kwargs)
-        if graph.misses > max(policy.MOST_MISSES, policy.SHARE_OF_MISSES * graph.calls) or graph.misses > graph.calls:
-            self.refuse(reason)
+        if failure is not None:
+            self.refuse(failure)
+        elif graph.misses > max(policy.MOST_MISSES, policy.SHARE_OF_MISSES * graph.calls):
+            self.refuse(f"{' and '.join(graph.captured.guards) or 'the loss'} goes another way too often")
         return None, result
 
     def _holds(self, graph: Graph, flat: Sequence[torch.Tensor]) -> bool:
@@ -601,13 +598,12 @@ def _put_back(written: Sequence[tuple[torch.Tensor, torch.Tensor]], store: Any) 
 
 
 def _rebind(kept: _Kept) -> None:
-    """Gives graphs the tensors that have taken the place of others."""
-    for old, new in kept.watch.moved:
-        for graph in kept.graphs.values():
-            held = graph.captured.held
-            held[:] = [new if tensor is old else tensor for tensor in held]
-            if isinstance(graph.run, Recorded):  # which reads where the old one lies
-                graph.run = Recorded(graph.run.function)
+    """Gives a graph the tensors that have taken the place of others."""
+    graph, held = kept.graph, kept.graph.captured.held
+    places = {id(old): new for old, new in kept.watch.moved}  # at once, as two may have changed places
+    held[:] = [places.get(id(tensor), tensor) for tensor in held]
+    if isinstance(graph.run, Recorded):  # which reads where the old ones lie
+        graph.run = Recorded(graph.run.function)
     kept.watch.moved.clear()
 
 

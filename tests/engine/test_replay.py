@@ -334,3 +334,17 @@ def test_replays_belong_to_an_object_and_not_to_its_copies():
     assert kept_with(pickle.loads(pickle.dumps(thing))) == {}
     assert list(thing.state_dict()) == ["weight", "bias"]
     assert kept_with(3) == {}
+
+
+def test_tensors_that_change_places_are_told_apart():
+    """Each takes the other's place in the graph; replaced one after the other, both would become one."""
+    held = {"factor": torch.tensor(2.0), "shift": torch.tensor(5.0)}
+
+    def function(x):
+        return x.sum() * held["factor"] + held["shift"]
+
+    step = Replay(function, (function,), compile="graph")
+    assert call(step, 6) == [9.0] * 6
+    held["factor"], held["shift"] = held["shift"], held["factor"]
+    assert call(step, 3) == [12.0] * 3
+    assert step.how == "captured"

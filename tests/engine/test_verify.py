@@ -236,7 +236,7 @@ def captured_step(calls, function=None, **options):
     for _ in range(3 + calls):
         step(torch.ones(2))
     assert step.how == "captured", step.refusal
-    ((graph,),) = (kept.graphs.values() for kept in step._kept)
+    (graph,) = (kept.graph for kept in step._kept)
     return step, graph, function
 
 
@@ -313,7 +313,7 @@ def test_a_program_of_pyro_with_a_wrong_gradient_is_found(caplog):
     step = Replay(gradients, programs, compile="graph")
     for _ in range(8):
         step(X)
-    ((graph,),) = (kept.graphs.values() for kept in step._kept)
+    (graph,) = (kept.graph for kept in step._kept)
     recorded = graph.captured.recorded
     names = list(step(X)[1])
     place = 1 + names.index("width")
