@@ -11,13 +11,15 @@ import linecache
 import random
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from pyro_vae.pair.reach import names_in
 
 #: Packages whose functions are trusted to ask nothing outside: their code is not searched, their objects are.
 LIBRARIES = frozenset({"torch", "pyro", "pyro_vae", "numpy", "opt_einsum", "functorch"})
@@ -122,18 +124,6 @@ _SEEDS = (
 def root_of(module: str | None) -> str:
     """The package of a module's name."""
     return (module or "").partition(".")[0]
-
-
-def names_in(code: types.CodeType, texts: bool = False) -> Iterator[str]:
-    """The names that code, and the functions inside it, look up; with `texts` all that it might."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from names_in(constant, texts)
-        elif isinstance(constant, tuple):  # such as the attributes of a class pattern
-            yield from (name for name in constant if isinstance(name, str))
-        elif texts and isinstance(constant, str):  # such as torch's `self.__dict__["_buffers"]`
-            yield constant
 
 
 @dataclass

@@ -32,8 +32,9 @@ import numpy as np
 import torch
 from pyro.infer.autoguide import AutoGuide
 
-from pyro_vae.engine.observe import _PURE, LIBRARIES, Executed, names_in, root_of
+from pyro_vae.engine.observe import _PURE, LIBRARIES, Executed, root_of
 from pyro_vae.engine.policy import MOST_BYTES, MOST_PLACES
+from pyro_vae.pair.reach import names_in
 
 #: Types whose values are compared; a graph has such values burnt in.
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)

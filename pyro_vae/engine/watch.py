@@ -32,6 +32,7 @@ class Watch:
 
     Attributes:
         moved: pairs of tensors, of which the second took the place of the first.
+        written: the tensors that a call in this state writes to, once one has been observed.
 
     Raises:
         Unseen: if something is reached whose changes cannot be seen.
@@ -41,6 +42,7 @@ class Watch:
         self._roots, self._executed = roots, executed
         self._further: list[Place] = []
         self.moved: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.written: list[torch.Tensor] = []
         self._rooted = tuple(roots())
         self._set(Reach(self._rooted, executed).places)
 

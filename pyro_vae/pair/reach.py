@@ -54,9 +54,13 @@ def _parts(thing: Any) -> Iterator[Any]:
         yield from (part for part in parts if isinstance(part, (nn.Module, list, tuple, dict)))
 
 
-def names_in(code: types.CodeType) -> Iterator[str]:
-    """The names that a function's code, and the functions inside it, look up."""
+def names_in(code: types.CodeType, texts: bool = False) -> Iterator[str]:
+    """The names that code, and the functions inside it, look up; with `texts` all that it might."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from names_in(constant)
+            yield from names_in(constant, texts)
+        elif isinstance(constant, tuple):  # such as the attributes of a class pattern
+            yield from (name for name in constant if isinstance(name, str))
+        elif texts and isinstance(constant, str):  # such as torch's `self.__dict__["_buffers"]`
+            yield constant

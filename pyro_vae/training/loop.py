@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,9 +150,11 @@ class Trainer:
             self._progress((epoch - 1 + seen / len(self.examples)) / self.settings.epochs)
             if epoch == 1 and self.unchecked:
                 check_batch(self.pair, *batch)
-            # The first step is validated if the user has not switched that off; later ones save its time.
-            with contextlib.nullcontext() if epoch == 1 and step == 0 else pyro.validation_enabled(False):
-                loss, norm = self._step(index, batch, weight, epoch)
+            if epoch == 1 and step == 0:  # eager, so that Pyro validates it if the user has not switched that off
+                loss, norm = self._step(index, batch, weight, epoch, self.gradients)
+            else:
+                with pyro.validation_enabled(False):
+                    loss, norm = self._step(index, batch, weight, epoch, self.step)
             if math.isfinite(loss):
                 total += loss.to(total) * len(batch[0])
             else:
@@ -207,16 +210,26 @@ class Trainer:
         if (bad := self.tally.bad.item()) >= 0:
             index = order.split(self.settings.batch_size)[bad]
             batch = self.examples.batch(index)
-            self._step(index, batch, 1.0, epoch)  # says what is the matter, unless other noise makes it finite
+            self._step(
+                index, batch, 1.0, epoch, self.step
+            )  # says what is the matter, unless other noise makes it finite
             raise TrainingDiverged(f"Epoch {epoch}: at step {bad} the loss or its gradient was not finite.")
         return self.tally.norm
 
-    def _step(self, index: torch.Tensor, batch: Batch, weight: float, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(
+        self,
+        index: torch.Tensor,
+        batch: Batch,
+        weight: float,
+        epoch: int,
+        losses: Callable[..., tuple[Any, dict[str, torch.Tensor]]],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Takes a step with the loss and the gradients that `losses` gives; returns the loss and the gradient's norm."""
         before = torch.get_rng_state()
         clear(list(self.moved.values()))
         try:
             with explained_support_errors():
-                loss, gradients = self.step(*batch)
+                loss, gradients = losses(*batch)
         except ValueError as error:  # Pyro's validation, on in the first step, met a number that is not finite
             torch.set_rng_state(before)
             if (reason := explain(self.pair, index, batch, self.moved)) is None:
