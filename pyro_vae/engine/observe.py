@@ -126,6 +126,10 @@ def root_of(module: str | None) -> str:
     return (module or "").partition(".")[0]
 
 
+#: What programs may do once, as they set themselves up.
+ONCE = ("prints", "writes to a log", "issues a warning", "reads or writes files", "opens a file")
+
+
 @dataclass
 class Executed:
     """What calls have executed.
@@ -161,15 +165,11 @@ def observe(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[An
     """What the function returns, what it executed, and why it may not be captured, if so."""
     profile = _Profile()
     before = random.getstate(), _numpy_state(), ambient()
-    collecting = gc.isenabled()
-    gc.disable()  # whose callbacks and finalizers run in the midst of the program, and are not its own
     sys.setprofile(profile)
     try:
         result = function(*args, **kwargs)
     finally:
         sys.setprofile(None)
-        if collecting:
-            gc.enable()
     for then, now, what in zip(
         before,
         (random.getstate(), _numpy_state(), ambient()),
@@ -211,7 +211,8 @@ class _Profile:
         self.executed, self.reason = Executed(), None
         self._seen: set[types.CodeType] = set()
         self._verdicts: dict[Any, str | None] = {}
-        self._roots: dict[int, str] = {}
+        # The garbage collector's callbacks run in the midst of the program, and are not its own.
+        self._asides = {getattr(callback, "__code__", None) for callback in gc.callbacks}
 
     def __call__(self, frame: types.FrameType, event: str, arg: Any) -> None:
         if event == "call":
@@ -242,7 +243,7 @@ class _Profile:
             if frame.f_back is not None and self._is_library(frame.f_back):
                 return
             self._refuse(frame, _WHY.get(root, f"calls {module}.{code.co_name}, whose effects cannot be seen"))
-        if _logs_for_a_library(frame):
+        if self._is_aside(frame):
             return
         self._seen.add(code)
         names = set(names_in(code))
@@ -278,22 +279,21 @@ class _Profile:
             frame = frame.f_back
         return frame is not None and root_of(frame.f_globals.get("__name__")) == "pyro_vae"
 
+    def _is_aside(self, frame: types.FrameType | None) -> bool:
+        """Whether what runs is none of the program's: a library's own log message, or a garbage collector's callback."""
+        logging = False
+        while frame is not None:
+            root = root_of(frame.f_globals.get("__name__"))
+            if frame.f_code in self._asides or (logging and root in LIBRARIES):
+                return True
+            logging = root == "logging"
+            frame = frame.f_back
+        return False
+
     def _refuse(self, frame: types.FrameType, what: str) -> None:
-        if _logs_for_a_library(frame):
+        if self._is_aside(frame):
             return
         self.reason = self.reason or f"{line_of(frame)} {what}"
-
-
-def _logs_for_a_library(frame: types.FrameType | None) -> bool:
-    """Whether a library's own message is being written, by handlers that may be the user's."""
-    logging = False
-    while frame is not None:
-        root = root_of(frame.f_globals.get("__name__"))
-        if logging and root in LIBRARIES:
-            return True
-        logging = root == "logging"
-        frame = frame.f_back
-    return False
 
 
 _ANY = "attributes by any name"

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_vae.engine import compat, lower, policy
 from pyro_vae.engine.arguments import Arguments, Call, Unkeyed
-from pyro_vae.engine.observe import Executed, can_observe, observe
+from pyro_vae.engine.observe import ONCE, Executed, can_observe, observe
 from pyro_vae.engine.reach import Unseen
 from pyro_vae.engine.recording import Recorded
 from pyro_vae.engine.trace import Captured, capture
@@ -339,7 +339,7 @@ class Replay:
                 reason = f"{place} is set anew as the programs run"
         if reason is None and waiting.observed > 2 * policy.MOST_SETTINGS:
             reason = "it executes other code at each call"
-        if reason is not None and not (grown and waiting.observed == 1):  # what is done once only, as in setting up
+        if reason is not None and not (waiting.observed == 1 and reason.endswith(ONCE)):
             self.refuse(reason)
         elif reason is None and not grown and place is None:
             watch.written = leaves.written()

@@ -7,6 +7,7 @@ import ctypes
 import dataclasses
 import datetime
 import functools
+import gc
 import itertools
 import logging
 import math
@@ -32,6 +33,7 @@ from torch.utils.data import DataLoader
 
 from pyro_vae.engine import observe as observing
 from pyro_vae.engine.observe import can_observe, observe
+from pyro_vae.engine.replay import Replay
 from pyro_vae.engine.step.gradients import Gradients
 
 X = torch.ones(2)
@@ -313,3 +315,51 @@ def test_the_profiler_is_gone_afterwards():
 
 def _raise():
     raise ValueError("no")
+
+
+def test_callbacks_of_the_garbage_collector_are_not_the_programs():
+    times = []
+
+    def callback(phase, info):
+        times.append(time.perf_counter())
+
+    def program(x):
+        while not times:
+            cycle = []
+            cycle.append(cycle)
+        return x.sum()
+
+    gc.callbacks.append(callback)
+    try:
+        _, executed, reason = observe(program, X)
+    finally:
+        gc.callbacks.remove(callback)
+    assert times
+    assert reason is None
+    assert callback.__code__ not in executed.codes
+
+
+def test_what_programs_print_once_does_not_keep_them_from_being_captured(capsys):
+    said = []
+
+    def program(x):
+        if not said:
+            print("set up")
+            said.append(True)
+        return x.sum()
+
+    step = Replay(program, (program,), compile="graph")
+    for _ in range(8):
+        step(X)
+    assert step.how == "captured"
+    assert capsys.readouterr().out == "set up\n"
+
+
+def test_functions_of_numpy_may_be_named():
+    def program(x):
+        return x.sum() * np.log(2.0) + np.sum([1.0, 2.0])
+
+    step = Replay(program, (program,), compile="graph")
+    for _ in range(5):
+        step(X)
+    assert step.how == "captured"

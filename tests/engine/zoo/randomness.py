@@ -256,7 +256,7 @@ def seed_handler_in_model():
     return alone(model)
 
 
-@program("seed", "NumPy", visible=False)
+@program("seed", "NumPy", "np.random", visible=False)
 def numpy_seed_in_model():
     """`np.random.seed(0)` in the model."""
     decoder = decoder_net()
