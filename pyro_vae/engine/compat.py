@@ -13,6 +13,8 @@ from typing import Any
 
 import pyro
 import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 
 def _probe(find: Callable[[], Any]) -> Any:
@@ -58,12 +60,13 @@ def _pyro_settings() -> list[tuple[Callable[[Any], Any], Any]]:
 def _torch_settings() -> tuple[Any, ...]:
     module = torch.nn.modules.module
     hooks = (module._global_forward_hooks, module._global_forward_pre_hooks, module._global_backward_hooks)
-    return (*map(tuple, hooks), function_modes())
+    return (*map(tuple, hooks), function_modes(), str(torch.get_default_device()))
 
 
 def function_modes() -> int:
-    """How many modes of the user's look on at torch's functions, a default device among them."""
-    return torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
+    """How many modes of the user's look on at torch's functions, besides a default device."""
+    count = torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack()
+    return count - sum(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()) if count else 0
 
 
 @functools.cache

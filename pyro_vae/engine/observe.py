@@ -280,11 +280,15 @@ class _Profile:
         return frame is not None and root_of(frame.f_globals.get("__name__")) == "pyro_vae"
 
     def _is_aside(self, frame: types.FrameType | None) -> bool:
-        """Whether what runs is none of the program's: a library's own log message, or a garbage collector's callback."""
+        """Whether what runs is none of the program's.
+
+        That is a library's own log message, a garbage collector's callback, or a module that is imported for the first time.
+        """
         logging = False
         while frame is not None:
             root = root_of(frame.f_globals.get("__name__"))
-            if frame.f_code in self._asides or (logging and root in LIBRARIES):
+            imports = frame.f_code.co_name == "_find_and_load" and "importlib" in root
+            if imports or frame.f_code in self._asides or (logging and root in LIBRARIES):
                 return True
             logging = root == "logging"
             frame = frame.f_back

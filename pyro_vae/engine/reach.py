@@ -47,7 +47,12 @@ _FIXED = (
 _OPAQUE = (
     *(types.MethodDescriptorType, types.WrapperDescriptorType, types.CodeType, types.GetSetDescriptorType),
     *(types.MemberDescriptorType, types.ClassMethodDescriptorType),
-    *(torch._ops.OpOverload, torch._ops.OpOverloadPacket, types.GenericAlias),
+    *(
+        type(collections.namedtuple("_", "field").field),
+        torch._ops.OpOverload,
+        torch._ops.OpOverloadPacket,
+        types.GenericAlias,
+    ),
 )
 MISSING = object()
 #: What else than its values counts of a tensor: hooks are for those alone that require gradients.
@@ -165,6 +170,11 @@ class Reach:
         for key, value in dict.items(thing):
             self._add(Kind.ENTRY, thing, key, value, f"{path}[{key!r}]" if isinstance(key, (str, int)) else path)
         self._look_at_subclass(thing, path, (dict, collections.OrderedDict, collections.defaultdict))
+
+    def _look_at_proxy(self, thing: types.MappingProxyType[Any, Any], path: str) -> None:
+        self._add(Kind.KEYS, thing, None, list(thing), path)
+        for key, value in thing.items():
+            self._add(Kind.OF_CLASS, thing, key, value, f"{path}[{key!r}]")
 
     def _look_at_list(self, thing: Any, path: str) -> None:
         self._add(Kind.LENGTH, thing, None, len(thing), path)
@@ -320,6 +330,7 @@ _DUNDERS = frozenset(
         "__slots__",
         "__hash__",
         "__annotate_func__",
+        "__signature__",
         "__annotations_cache__",
     ]
 )
@@ -353,6 +364,7 @@ _LOOKS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (types.ModuleType, Reach._look_at_module),
     (type, Reach._look_at_class),
     (dict, Reach._look_at_dict),
+    (types.MappingProxyType, Reach._look_at_proxy),
     ((list, collections.deque), Reach._look_at_list),
     ((tuple, frozenset), Reach._look_at_tuple),
     (set, Reach._look_at_set),

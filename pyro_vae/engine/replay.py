@@ -215,7 +215,7 @@ class Replay:
 
     def refuse(self, reason: str) -> None:
         """Runs everything eagerly from now on, and says why."""
-        self.refusal = reason = reason.partition("\nTrace Shapes:")[0].rstrip(".\n ")  # Pyro's table of all sites
+        self.refusal = reason = reason.partition("Trace Shapes:")[0].rstrip(".\n ")  # Pyro's table of all sites
         self._forget()
         logger.warning("%s runs eagerly, which is slower, as it can't be captured: %s.", _sentence(self.what), reason)
 

@@ -86,8 +86,27 @@ def _item(mode: Values, func: Any, tensor: torch.Tensor) -> Any:
     return tensor if tensor.is_floating_point() or tensor.is_complex() else mode.burn(tensor)
 
 
+def _arange(mode: Values, func: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return func(*(_whole(mode, func, arg) if isinstance(arg, torch.Tensor) else arg for arg in args), **kwargs)
+
+
+def _with_whole_slices(mode: Values, index: Any) -> Any:
+    """An index in whose slices tensors have become Python's numbers."""
+    if isinstance(index, tuple):
+        return tuple(_with_whole_slices(mode, part) for part in index)
+    if not isinstance(index, slice):
+        return index
+    ends = (index.start, index.stop, index.step)
+    return slice(*(_whole(mode, None, end) if isinstance(end, torch.Tensor) else end for end in ends))
+
+
+def _set_item(mode: Values, func: Any, tensor: torch.Tensor, index: Any, value: Any) -> None:
+    func(tensor, _with_whole_slices(mode, index), value)
+
+
 def _get_item(mode: Values, func: Any, tensor: torch.Tensor, index: Any) -> torch.Tensor:
     """A mask gives as many entries as it did; a number that is a tensor stays one."""
+    index = _with_whole_slices(mode, index)
     if _is_mask(index):
         count = int(mode.burn(index.sum()))
         places = torch.nonzero_static(index.bool(), size=count)
@@ -203,6 +222,8 @@ _HANDLED: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.repeat_interleave, torch.Tensor.repeat_interleave), _repeat_interleave),
     **dict.fromkeys((*_PACKED, *compat.of_packed_sequences()), _of_lengths),
     torch.Tensor.__getitem__: _get_item,
+    torch.Tensor.__setitem__: _set_item,
+    torch.arange: _arange,
 }
 _REFUSED = {
     **dict.fromkeys((torch.Tensor.__float__, torch.Tensor.__complex__), "turns a tensor into a Python number"),

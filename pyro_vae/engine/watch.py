@@ -152,7 +152,7 @@ _COLUMNS: dict[Any, Callable[..., bool]] = {
 _BY_PARTS = frozenset(
     [
         *(dict, list, tuple, set, frozenset, collections.deque, collections.OrderedDict, collections.defaultdict),
-        *(np.ndarray, bytearray, weakref.ref, types.SimpleNamespace, argparse.Namespace),
+        *(types.MappingProxyType, np.ndarray, bytearray, weakref.ref, types.SimpleNamespace, argparse.Namespace),
         *(types.FunctionType, types.MethodType, functools.partial),
     ]
 )

@@ -256,7 +256,7 @@ def test_an_error_of_the_graph_alone_is_said_and_the_call_is_right(caplog):
         step(UP)
     assert step.how == "captured", step.refusal
     (kept,) = step._kept
-    (graph,) = kept.graphs.values()
+    graph = kept.graph
 
     def fail(*inputs):
         torch.randn(3)
@@ -322,3 +322,18 @@ def test_lengths_of_packed_sequences_are_guards():
     assert captured.graph(*captured.held, other, torch.tensor([3, 2]))[-1].item()
     with pytest.raises(RuntimeError):  # a replay that fails runs eagerly
         captured.graph(*captured.held, other, torch.tensor([3, 1]))
+
+
+def test_places_and_lengths_that_are_tensors_are_guards():
+    """As in the reversal of padded sequences: an index, the end of a slice, and the end of a range."""
+
+    def function(x, length):
+        turned = torch.zeros_like(x)
+        turned[0, 0:length] = x[0, torch.arange(length - 1, -1, -1)]
+        return turned * 2
+
+    x, other = torch.randn(1, 5), torch.randn(1, 5)
+    captured = capture(function, x, torch.tensor(3))
+    torch.testing.assert_close(captured(other, torch.tensor(3)), function(other, torch.tensor(3)))
+    assert captured.graph(*captured.held, other, torch.tensor(3))[-1].item()
+    assert not captured.graph(*captured.held, other, torch.tensor(2))[-1].item()

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from pyro import poutine
+from torch.overrides import BaseTorchFunctionMode
 
 from pyro_vae.engine import lower as lowering
 from pyro_vae.engine import policy
@@ -288,12 +289,22 @@ def test_an_error_of_the_function_is_raised_as_it_is():
             step(torch.ones(3))
 
 
+def test_a_default_device_is_no_reason_to_run_eagerly():
+    def function(x):
+        return x.sum() + torch.ones(2).sum()
+
+    step = Replay(function, (function,), compile="graph")
+    with torch.device("cpu"):
+        assert call(step, 5) == [function(torch.ones(2)).item()] * 5
+        assert step.how == "captured"
+
+
 @pytest.mark.parametrize(
     ("around", "message"),
     [
         (lambda: poutine.scale(scale=2.0), "a Pyro handler is active around it"),
         (lambda: torch.autograd.set_detect_anomaly(True), "anomaly detection is on"),
-        (lambda: torch.device("cpu"), "a mode of torch's is active around it"),
+        (BaseTorchFunctionMode, "a mode of torch's is active around it"),
     ],
     ids=["handler", "anomaly", "mode"],
 )
