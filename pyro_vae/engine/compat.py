@@ -85,27 +85,17 @@ def warning_codes() -> tuple[Any, ...]:
     return warn_if_inf.__code__, warn_if_nan.__code__
 
 
-def traced(function: Callable[..., Any], decompositions: Any, inputs: Any) -> torch.fx.GraphModule:
-    """The operations of `function(*inputs)`.
-
-    One mode notes all shapes; by itself torch makes a mode for each operation, which takes a third of the time.
-    """
-    from torch._guards import TracingContext, tracing
-    from torch._subclasses import FakeTensorMode
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
-        return make_fx(function, decomposition_table=decompositions)(*inputs)
-
-
-def untraced() -> Any:
-    """A context in which operations run without being recorded."""
-    from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
-
-    return disable_proxy_modes_tracing()
-
-
 # --- torch ----------------------------------------------------------------------------------------------------------
+
+DispatchMode: Any = _probe(lambda: importlib.import_module("torch.utils._python_dispatch").TorchDispatchMode) or object
+
+
+@functools.cache
+def is_composite(operation: Any) -> bool:
+    """Whether an operation is told to others that it calls, and no device has a way of its own."""
+    if not operation.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+        return False
+    return not any(torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), key) for key in ("CPU", "CUDA"))
 
 
 def of_packed_sequences() -> tuple[Any, ...]:
@@ -129,10 +119,10 @@ def is_complete() -> bool:
     """Whether all that capturing needs is there."""
     try:
         store_parts(), settings(), dice_code(), warning_codes(), torch._C._set_grad_enabled
-        from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx  # noqa: F401
+        is_composite(torch.ops.aten.add.Tensor)
     except (AttributeError, ImportError):
         return False
-    return handlers is not None
+    return handlers is not None and DispatchMode is not object
 
 
 @functools.cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,26 +12,54 @@ from torch import fx
 aten = torch.ops.aten
 
 
-def clean(graph: fx.GraphModule) -> None:
+class Operations:
+    """A graph that can be called; it is compiled to Python at its first call.
+
+    Attributes:
+        graph: the operations; `forget` is to be called if they are changed after a call.
+    """
+
+    def __init__(self, graph: fx.Graph):
+        self.graph = graph
+
+    @functools.cached_property
+    def forward(self) -> Callable[..., Sequence[torch.Tensor]]:
+        return fx.GraphModule(torch.nn.Module(), self.graph).forward  # a module's call costs as much as an operation
+
+    def __call__(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
+        return self.forward(*inputs)
+
+    def forget(self) -> None:
+        """Has it compiled anew."""
+        vars(self).pop("forward", None)
+
+
+def copied(graph: fx.Graph) -> fx.Graph:
+    """Another graph of the same operations."""
+    new = fx.Graph()
+    new.output(new.graph_copy(graph, {}))
+    return new
+
+
+def clean(graph: fx.Graph) -> None:
     """Removes dead code, changes of nothing, and what is done twice; draws and writes are kept, in their order."""
-    for node in list(graph.graph.nodes):
+    for node in list(graph.nodes):
         if node.op == "call_function" and _changes_nothing(node):
             node.replace_all_uses_with(node.args[0])
         if node.target is aten._is_all_true.default:  # which compilers do not know
             node.target = aten.all.default
-    graph.graph.eliminate_dead_code(lambda node: _has_effect(node))
+    graph.eliminate_dead_code(lambda node: _has_effect(node))
     known: dict[Any, fx.Node] = {}
-    for node in list(graph.graph.nodes):
+    for node in list(graph.nodes):
         if node.op != "call_function" or _has_effect(node) or FACTORIES.get(node.target):
             continue
         key = (node.target, _frozen(node.args), _frozen(node.kwargs))
         if key in known:
             node.replace_all_uses_with(known[key])
-            graph.graph.erase_node(node)
+            graph.erase_node(node)
         else:
             known[key] = node
-    graph.graph.lint()
-    graph.recompile()
+    graph.lint()
 
 
 def _changes_nothing(node: fx.Node) -> bool:

@@ -15,10 +15,10 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,10 @@ import torch
 from torch import fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from pyro_vae.engine import compat
-from pyro_vae.engine.graphs import FACTORIES, aten, clean, has_varying_shape, is_mutable, is_random
-from pyro_vae.engine.values import CaptureError, Guard, Values, users_line
+from pyro_vae.engine.graphs import FACTORIES, Operations, aten, clean, copied, has_varying_shape, is_mutable
+from pyro_vae.engine.tape import Tape, ValueNeeded
+from pyro_vae.engine.values import CaptureError, Values, users_line
 from pyro_vae.pair import kept_random_state
-
-_lock = threading.Lock()  # torch's tracer has global state
 
 
 @dataclass
@@ -50,11 +48,11 @@ class Captured:
         result: what the function returned as it was traced.
     """
 
-    graph: fx.GraphModule
+    graph: Operations
     held: list[torch.Tensor]
     spec: TreeSpec
     fixed: dict[int, Any]
-    recorded: fx.GraphModule
+    recorded: Operations
     guards: list[str]
     result: Any
 
@@ -71,13 +69,13 @@ class Captured:
     @functools.cached_property
     def places_written(self) -> list[int]:
         """The places, among `held` and then the inputs, of tensors that the graph writes to."""
-        return written(self.graph)
+        return written(self.graph.graph)
 
 
-def written(graph: fx.GraphModule) -> list[int]:
+def written(graph: fx.Graph) -> list[int]:
     """The places of the inputs that a graph writes to, such as a batch norm's running mean."""
-    into = {node.args[0] for node in graph.graph.nodes if node.target is aten.copy_.default}
-    places = (node for node in graph.graph.nodes if node.op == "placeholder")
+    into = {node.args[0] for node in graph.nodes if node.target is aten.copy_.default}
+    places = (node for node in graph.nodes if node.op == "placeholder")
     return [i for i, place in enumerate(places) if place in into]
 
 
@@ -96,36 +94,39 @@ def capture(function: Callable[..., Any], *inputs: torch.Tensor) -> Captured:
     Raises:
         CaptureError: if the function can't be captured; names the line.
     """
-    seen: list[Any] = []
-    guards: list[Guard] = []
-
-    def flat(*tensors: torch.Tensor) -> list[Any]:
-        with Values() as mode:
-            result = function(*tensors)
-        leaves, spec = tree_flatten(result)
-        guards.extend(mode.guards)
-        seen[:] = [spec, {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, torch.Tensor)}, result]
-        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)] + [guard.condition for guard in guards]
-
+    tape = Tape(inputs, _annotated())
     try:
-        with _lock:
-            traced = compat.traced(flat, _annotated(), inputs)
-        held = _lift(traced)
+        with tape, Values() as mode, autocast_uncached():
+            result = function(*inputs)
+        leaves, spec = tree_flatten(result)
+        conditions = [(guard.condition, guard.line) for guard in mode.guards]
+        lines = _end(tape, [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)], conditions)
     except CaptureError:
         raise
     except Exception as error:  # the user's code may raise anything on what it is given here
         raise CaptureError(_why(error)) from error
-    lines = _join_guards(traced, [guard.line for guard in guards])
-    if (node := next(filter(has_varying_shape, traced.graph.nodes), None)) is not None:
+    if (node := next(filter(has_varying_shape, tape.graph.nodes), None)) is not None:
         raise CaptureError(f"{node.target} gives a tensor whose shape depends on values")
+    recorded = Operations(tape.graph)
     try:
         with torch.no_grad():
-            graph = _functional(traced, [*held, *inputs])
+            graph = _functional(recorded, [*tape.held, *inputs])
         clean(graph)
     except Exception as error:  # torch's own, of operations that it can't run apart
         raise CaptureError(f"its graph can't be run: {str(error).splitlines()[0]}") from error
-    spec, fixed, result = seen
-    return Captured(graph, held, spec, fixed, traced, lines, result)
+    fixed = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, torch.Tensor)}
+    return Captured(Operations(graph), tape.held, spec, fixed, recorded, lines, result)
+
+
+@contextlib.contextmanager
+def autocast_uncached() -> Iterator[None]:
+    """What autocast has cast before is cast again, so that it is seen."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 @functools.cache
@@ -139,69 +140,38 @@ def _annotated() -> dict[Any, Any]:
 def _why(error: Exception) -> str:
     line = users_line(traceback.extract_tb(error.__traceback__))
     text = str(error).partition("Trace Shapes:")[0].strip().splitlines()
-    if "tracing tensor" in str(error) or "data-dependent" in str(error).lower() or "symbolically traced" in str(error):
+    if isinstance(error, ValueNeeded):
         return f"{line} decides by the value of a tensor"
     return f"{line} fails: {type(error).__name__}: {text[0] if text else ''}"
 
 
-def _join_guards(traced: fx.GraphModule, lines: list[str]) -> list[str]:
-    """Makes one output of all guards; those that no input and no draw can change are left out."""
-    (out,) = (node for node in traced.graph.nodes if node.op == "output")
-    outputs = list(out.args[0])
-    count = len(outputs) - len(lines)
-    varying: dict[fx.Node, bool] = {}
-    for node in traced.graph.nodes:
-        varying[node] = node.op == "placeholder" or _draws(node) or any(varying[n] for n in node.all_input_nodes)
-    kept = [(node, line) for node, line in zip(outputs[count:], lines, strict=True) if varying[node]]
-    conditions = list(dict.fromkeys(node for node, _ in kept))
-    with traced.graph.inserting_before(out):
-        holds = conditions[0] if conditions else None
-        if len(conditions) > 1:
-            together = traced.graph.call_function(aten.stack.default, (conditions,))
-            holds = traced.graph.call_function(aten._is_all_true.default, (together,))
-            value = conditions[0].meta["val"]
-            together.meta["val"], holds.meta["val"] = value.new_empty(len(conditions)), value
-    out.args = (outputs[:count] + ([holds] if conditions else []),)
-    traced.graph.lint()
-    traced.recompile()
+def _end(tape: Tape, results: list[torch.Tensor], conditions: list[tuple[torch.Tensor, str]]) -> list[str]:
+    """Makes outputs of results and, as one, of all guards; those that no input and no draw can change are left out."""
+    kept = [(tensor, line) for tensor, line in conditions if tape.varies(tensor)]
+    with tape:
+        if len(kept) > 1:
+            holds = [torch.stack([tensor for tensor, _ in kept]).all()]
+        else:
+            holds = [tensor for tensor, _ in kept]
+    tape.returns([*results, *holds])
     return list(dict.fromkeys(line for _, line in kept))
 
 
-def _draws(node: fx.Node) -> bool:
-    return is_random(node) or (isinstance(node.target, torch._ops.OpOverload) and is_mutable(node))
+# --- functions of what was in place ---------------------------------------------------------------------------------
 
 
-# --- cleaning -------------------------------------------------------------------------------------------------------
-
-
-def _lift(traced: fx.GraphModule) -> list[torch.Tensor]:
-    """Makes inputs of the tensors that the graph holds as attributes; they come before its own inputs."""
-    graph, held = traced.graph, []
-    places: dict[int, fx.Node] = {}
-    first = next(iter(graph.nodes))
-    for node in list(graph.nodes):
-        if node.op != "get_attr":
-            continue
-        tensor = getattr(traced, node.target)
-        if node.users and id(tensor) not in places:
-            with graph.inserting_before(first):
-                places[id(tensor)] = graph.placeholder(f"held_{len(held)}")
-            places[id(tensor)].meta["val"] = tensor.detach()
-            held.append(tensor)
-        if node.users:
-            node.replace_all_uses_with(places[id(tensor)])
-        graph.erase_node(node)
-    traced.recompile()
-    return held
-
-
-def _functional(traced: fx.GraphModule, inputs: list[torch.Tensor]) -> fx.GraphModule:
+def _functional(recorded: Operations, inputs: list[torch.Tensor]) -> fx.Graph:
     """The same graph without operations in place; what it writes to is copied into at the end."""
-    if (plain := _without_fresh_draws(traced)) is not None:
+    if (plain := _without_fresh_draws(recorded.graph)) is not None:
         return plain
     copies = [t.detach().clone() for t in inputs]  # which the run below may write to
-    with kept_random_state(inputs[0].device):
-        return compat.traced(torch.func.functionalize(traced, remove="mutations"), None, copies)
+    tape = Tape(copies, {})
+    with kept_random_state(inputs[0].device), tape:
+        results = torch.func.functionalize(recorded.forward, remove="mutations")(*copies)
+    tape.returns(results)
+    if tape.held:
+        raise RuntimeError("as functions, its operations need tensors that it does not hold")
+    return tape.graph
 
 
 # Draws into a tensor that was made for them, and the same as functions.
@@ -213,16 +183,13 @@ _DRAWS = {
 }
 
 
-def _without_fresh_draws(traced: fx.GraphModule) -> fx.GraphModule | None:
+def _without_fresh_draws(recorded: fx.Graph) -> fx.Graph | None:
     """The graph with such draws as functions, if nothing else in it is in place: the common case, for which
     functionalize would take apart operations that are whole. None if there is more."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(traced.graph, {}))
-    for node in list(graph.nodes):
-        if not is_mutable(node):
-            continue
-        place = node.args[0]
-        if node.target not in _DRAWS or place.target not in FACTORIES or set(place.users) != {node}:
+    for node in filter(is_mutable, recorded.nodes):
+        if node.target not in _DRAWS or node.args[0].target not in FACTORIES or set(node.args[0].users) != {node}:
             return None
+    graph = copied(recorded)
+    for node in filter(is_mutable, graph.nodes):
         node.target = _DRAWS[node.target]
-    return fx.GraphModule(traced, graph)
+    return graph

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_vae.engine import compat
 from pyro_vae.engine.policy import MOST_BURNT, MOST_LENGTHS
+from pyro_vae.engine.tape import paused
 
 
 class CaptureError(RuntimeError):
@@ -60,7 +61,7 @@ class Values(TorchFunctionMode):
         if tensor.numel() > most:
             refuse("asks for the values of a large tensor")
         tensor = tensor.detach()
-        with compat.untraced():
+        with paused():
             expected = tensor.tolist()
         if isinstance(expected, list):
             same = (tensor == torch.tensor(expected, dtype=tensor.dtype, device=tensor.device)).all()
@@ -259,7 +260,7 @@ def _asked_by(*codes: Any) -> bool:
 def users_line(frames: Sequence[traceback.FrameSummary]) -> str:
     """The innermost line of the user's; where there is none, of Pyro's or of a component's."""
     here = str(Path(__file__).parent)
-    inside = [i for i, frame in enumerate(frames) if frame.filename.startswith(here) and frame.name == "flat"]
+    inside = [i for i, frame in enumerate(frames) if frame.filename.startswith(here) and frame.name == "capture"]
     if not inside:  # the function has run, and what it did can't be written as a graph
         return "tracing it"
     called = [frame for frame in frames[inside[-1] :] if not frame.filename.startswith(here)]

@@ -13,9 +13,9 @@ import pyro.infer
 import torch
 from pyro.infer.util import torch_item
 from pyro.util import warn_if_nan
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from pyro_vae.component import Declared
+from pyro_vae.engine.tape import paused
 from pyro_vae.errors import InputError
 from pyro_vae.inference.importance import Draws, Layout, find_layout, traced_layout
 from pyro_vae.objectives.weights import Leaves, Terms, Weights, family, scale_of, scored
@@ -227,7 +227,7 @@ def _owner(program: Program) -> tuple[Any, str]:
 @contextlib.contextmanager
 def outside_capture() -> Iterator[None]:
     """Within, nothing is recorded by a capture that is under way, and tensors may be asked for their values."""
-    with disable_proxy_modes_tracing(), torch._C.DisableTorchFunction(), torch.no_grad():
+    with paused(), torch._C.DisableTorchFunction(), torch.no_grad():
         yield
 
 

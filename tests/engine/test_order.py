@@ -5,9 +5,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from torch import fx, nn
+from torch import nn
 
-from pyro_vae.engine.graphs import aten
+from pyro_vae.engine.graphs import Operations, aten, copied
 from pyro_vae.engine.lower.order import WORTH_IT, weights_first
 from pyro_vae.engine.trace import capture
 from pyro_vae.svi import SVI
@@ -37,12 +37,10 @@ def gradients_of(network, extra=lambda y: y):
 
 
 def turned(captured):
-    graph = fx.GraphModule(captured.graph, fx.Graph())
-    graph.graph.output(graph.graph.graph_copy(captured.graph.graph, {}))
-    graph.recompile()
+    graph = copied(captured.graph.graph)
     weights_first(graph)
-    graph.graph.lint()
-    return graph
+    graph.lint()
+    return Operations(graph)
 
 
 def weights_last(graph):

@@ -13,13 +13,12 @@ import torch
 from torch import fx
 
 from pyro_vae.engine import policy
-from pyro_vae.engine.graphs import value_of
+from pyro_vae.engine.graphs import Operations, copied, value_of
 from pyro_vae.engine.lower.inductor import compile_graph, has_compiler
-from pyro_vae.engine.lower.logs import group_logs, log1p_is_slow, vectorise_logs
+from pyro_vae.engine.lower.logs import group_logs
 from pyro_vae.engine.lower.noise import split_noise
 from pyro_vae.engine.lower.order import weights_first
 from pyro_vae.engine.lower.products import PRODUCTS, choose_matrix_library, round_products
-from pyro_vae.engine.machine import remembered
 from pyro_vae.engine.trace import Captured
 
 __all__ = ["PASSES", "Flat", "Mode", "has_compiler", "lower", "seconds_of"]
@@ -28,18 +27,12 @@ Mode = Literal["graph", "inductor"]
 Flat = Callable[..., Sequence[torch.Tensor]]
 
 
-def _slow_logs(graph: fx.GraphModule) -> None:
-    if remembered("log1p is slow", log1p_is_slow):
-        vectorise_logs(graph)
-
-
 #: (pass, modes, precisions) on the CPU; on other devices products are rounded, if asked for, and that is all.
-PASSES: list[tuple[Callable[[fx.GraphModule], None], tuple[str, ...], tuple[str, ...]]] = [
+PASSES: list[tuple[Callable[[fx.Graph], None], tuple[str, ...], tuple[str, ...]]] = [
     (round_products, ("graph", "inductor"), ("bf16",)),
     (weights_first, ("inductor",), ("float32", "tf32")),
     (choose_matrix_library, ("graph", "inductor"), ("float32", "tf32")),
     (group_logs, ("inductor",), ("float32", "tf32", "bf16")),
-    (_slow_logs, ("graph", "inductor"), ("float32", "tf32", "bf16")),
 ]
 
 
@@ -58,14 +51,14 @@ def lower(captured: Captured, inputs: Sequence[torch.Tensor], mode: Mode, precis
     Raises:
         CaptureError: if Inductor can't compile the graph; its own message follows.
     """
-    graph = fx.GraphModule(captured.graph, _copied(captured.graph.graph))
+    graph = copied(captured.graph.graph)
     tensors = [*captured.held, *inputs]
     on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
     for apply, modes, precisions in PASSES:
         if mode in modes and precision in precisions and (on_cpu or apply is round_products):
             apply(graph)
     if mode == "graph":
-        return graph.forward  # a module's call costs as much as a small operation
+        return Operations(graph).forward
     noise, rest = split_noise(graph)
     compiled = compile_graph(rest, [*tensors, *noise(*tensors)])
     return lambda *arguments: compiled(*arguments, *noise(*arguments))
@@ -78,9 +71,3 @@ def seconds_of(captured: Captured) -> float:
         return value_of(node.args[PRODUCTS[node.target][0]]).shape[-1]
 
     return policy.seconds_of(captured.graph.graph, dict.fromkeys(PRODUCTS, summed))
-
-
-def _copied(graph: fx.Graph) -> fx.Graph:
-    new = fx.Graph()
-    new.output(new.graph_copy(graph, {}))
-    return new

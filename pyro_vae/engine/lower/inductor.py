@@ -91,7 +91,7 @@ def _set_for_inductor(tensors: list[torch.Tensor], on_cpu: bool) -> Iterator[lis
         yield [mode.from_tensor(tensor, static_shapes=True) for tensor in tensors]
 
 
-def compile_graph(graph: fx.GraphModule, tensors: list[torch.Tensor]) -> Callable[..., Sequence[torch.Tensor]]:
+def compile_graph(graph: fx.Graph, tensors: list[torch.Tensor]) -> Callable[..., Sequence[torch.Tensor]]:
     """The graph as one compiled function of tensors like these.
 
     Raises:
@@ -102,7 +102,7 @@ def compile_graph(graph: fx.GraphModule, tensors: list[torch.Tensor]) -> Callabl
     plain: list[Any] = []  # what runs the generated code, where that takes and gives what the graph does
 
     def inner(inside: fx.GraphModule, examples: Sequence[Any], **settings: Any) -> Any:
-        whole = len(examples) == len(tensors) and _count_outputs(inside) == outputs
+        whole = len(examples) == len(tensors) and _count_outputs(inside.graph) == outputs
         code = compile_fx.compile_fx_inner(inside, examples, **settings)
         plain.append(getattr(code, "current_callable", None) if whole else None)
         return code
@@ -116,7 +116,7 @@ def compile_graph(graph: fx.GraphModule, tensors: list[torch.Tensor]) -> Callabl
         with torch.no_grad(), _set_for_inductor(tensors, on_cpu) as examples:
             if on_cpu:
                 _begin_with_headers()
-            compiled = compile_fx.compile_fx(graph, examples, inner_compile=inner)
+            compiled = compile_fx.compile_fx(fx.GraphModule(torch.nn.Module(), graph), examples, inner_compile=inner)
     except Exception as error:
         raise CaptureError(f"Inductor can't compile the graph: {str(error).splitlines()[0]}") from error
     finally:
@@ -136,5 +136,5 @@ def compile_graph(graph: fx.GraphModule, tensors: list[torch.Tensor]) -> Callabl
     return run
 
 
-def _count_outputs(graph: fx.GraphModule) -> int:
-    return len(next(iter(reversed(graph.graph.nodes))).args[0])
+def _count_outputs(graph: fx.Graph) -> int:
+    return len(next(iter(reversed(graph.nodes))).args[0])

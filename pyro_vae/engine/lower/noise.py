@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import fx
 
-from pyro_vae.engine.graphs import BLIND, aten, is_random
+from pyro_vae.engine.graphs import BLIND, Operations, aten, is_random
 
 
-def split_noise(graph: fx.GraphModule) -> tuple[Callable[..., Sequence[torch.Tensor]], fx.GraphModule]:
+def split_noise(graph: fx.Graph) -> tuple[Callable[..., Sequence[torch.Tensor]], fx.Graph]:
     """The draws that depend on no value, to be made first, and the rest of the graph, which takes them as inputs.
 
     A compiler is free to move draws past each other, and slow at making them. Drawn ahead, in their order and by
@@ -19,7 +19,7 @@ def split_noise(graph: fx.GraphModule) -> tuple[Callable[..., Sequence[torch.Ten
     Returns:
         A function of the graph's inputs that makes the draws, and the graph, whose inputs they follow.
     """
-    nodes = list(graph.graph.nodes)
+    nodes = list(graph.nodes)
     ahead: list[fx.Node] = []
     for node in (n for n in nodes if is_random(n)):
         tensors = [a for a in node.all_input_nodes if not (node.target in BLIND and a is node.args[0])]
@@ -38,21 +38,22 @@ def split_noise(graph: fx.GraphModule) -> tuple[Callable[..., Sequence[torch.Ten
         if node.target in BLIND:
             val = node.args[0].meta["val"]
             args[0] = noise.call_function(
-                torch.empty_strided, (tuple(val.shape), val.stride()), {"dtype": val.dtype, "device": val.device}
+                torch.empty_strided,
+                (tuple(val.shape), val.stride()),
+                {"dtype": val.dtype, "device": node.args[0].meta["device"]},
             )
         in_place = _IN_PLACE.get(node.target, node.target)
         made.append(noise.call_function(in_place, tuple(args), dict(node.kwargs)))
     noise.output(made)
     after = places[-1]
     for node in ahead:
-        with graph.graph.inserting_after(after):
-            place = graph.graph.placeholder(f"noise_{node.name}")
+        with graph.inserting_after(after):
+            place = graph.placeholder(f"noise_{node.name}")
         place.meta, after = dict(node.meta), place
         node.replace_all_uses_with(place)
-        graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return fx.GraphModule(torch.nn.Module(), noise).forward, graph
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    return Operations(noise).forward, graph
 
 
 # On a fresh tensor these need no copy.

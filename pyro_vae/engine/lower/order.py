@@ -48,7 +48,7 @@ _BEAR = {
 }
 
 
-def weights_first(graph: fx.GraphModule) -> None:
+def weights_first(graph: fx.Graph) -> None:
     """Computes a layer x W' as (W x')', so that of a weight each core reads the rows that it will write, and no others.
 
     A matrix library gives each core some rows of the result: it reads the same rows of the first factor, and all of the
@@ -59,11 +59,11 @@ def weights_first(graph: fx.GraphModule) -> None:
     It is done for large weights that the graph finds gradients for, and small batches: else all would read the larger
     factor. What follows, entry by entry and by smaller weights, is computed in the same order of numbers.
     """
-    if torch.get_num_threads() < 2 or not all(map(_bears_transposes, graph.graph.nodes)):
+    if torch.get_num_threads() < 2 or not all(map(_bears_transposes, graph.nodes)):
         return
     learned = _learned(graph)
     turned: dict[fx.Node, fx.Node] = {}  # a node, and the one whose transpose it now is
-    for node in list(graph.graph.nodes):
+    for node in list(graph.nodes):
         if node.target is aten.t.default and node.args[0] in turned:
             node.replace_all_uses_with(turned[node.args[0]])
             continue
@@ -74,16 +74,15 @@ def weights_first(graph: fx.GraphModule) -> None:
         if new is None:
             continue
         new.meta["val"] = value_of(node).new_empty(value_of(node).shape[::-1])  # of its dtype
-        with graph.graph.inserting_before(node):
-            back = graph.graph.call_function(aten.t.default, (new,))
+        with graph.inserting_before(node):
+            back = graph.call_function(aten.t.default, (new,))
         back.meta = {**node.meta, "val": new.meta["val"].t()}
         node.replace_all_uses_with(back)
-        graph.graph.erase_node(node)
+        graph.erase_node(node)
         turned[back] = new
     if turned:
-        _keep_orders(graph.graph, turned)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
+        _keep_orders(graph, turned)
+    graph.eliminate_dead_code()
 
 
 def _bears_transposes(node: fx.Node) -> bool:
@@ -115,7 +114,7 @@ def _keep_orders(graph: fx.Graph, turned: dict[fx.Node, fx.Node]) -> None:
                     copy = graph.call_function(
                         aten.clone.default, (source,), {"memory_format": torch.contiguous_format}
                     )
-                copy.meta["val"] = value_of(source).contiguous()
+                copy.meta = {**source.meta, "val": value_of(source).contiguous()}
                 node.replace_input_with(source, copy)
 
 
@@ -127,9 +126,9 @@ def _is_row_major(node: fx.Node) -> bool:
     return value_of(node).dim() < 2 or (node.target in (aten.mm.default, aten.addmm.default) and not transposed)
 
 
-def _learned(graph: fx.GraphModule) -> set[fx.Node]:
+def _learned(graph: fx.Graph) -> set[fx.Node]:
     """The graph's inputs that are weights it finds gradients for: it writes to them, or returns something of their shape."""
-    *places, out = (node for node in graph.graph.nodes if node.op in ("placeholder", "output"))
+    *places, out = (node for node in graph.nodes if node.op in ("placeholder", "output"))
     returned = {tuple(value_of(node).shape) for node in out.all_input_nodes}
     moved, found = {places[i] for i in written(graph)}, set()
     for place in places:
@@ -205,12 +204,12 @@ def _transpose(node: fx.Node, turned: dict[fx.Node, fx.Node]) -> fx.Node:
 
 def _view(target: Callable[..., Any], node: fx.Node, *args: Any) -> fx.Node:
     new = node.graph.call_function(target, (node, *args))
-    new.meta["val"] = target(value_of(node), *args)
+    new.meta = {**node.meta, "val": target(value_of(node), *args)}
     return new
 
 
 def _call(target: Callable[..., Any], args: tuple[Any, ...], shape: Sequence[int], **kwargs: Any) -> fx.Node:
     source = next(arg for arg in args if isinstance(arg, fx.Node))
     new = source.graph.call_function(target, args, kwargs)
-    new.meta["val"] = value_of(source).new_empty(tuple(shape))
+    new.meta = {**source.meta, "val": value_of(source).new_empty(tuple(shape))}
     return new

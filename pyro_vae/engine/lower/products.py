@@ -43,7 +43,7 @@ _library.impl("linear", _one_dnn, "CPU")
 torch.library.register_fake("pyro_vae::linear", _shape_of_linear, lib=_library)
 
 
-def choose_matrix_library(graph: fx.GraphModule) -> None:
+def choose_matrix_library(graph: fx.Graph) -> None:
     """Gives each float32 matrix product to oneDNN where that is faster here and as exact.
 
     Torch sends `mm` to the library it was built with (MKL on x86), which on some processors is half as fast as oneDNN,
@@ -51,7 +51,7 @@ def choose_matrix_library(graph: fx.GraphModule) -> None:
     """
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return
-    for node in list(graph.graph.nodes):
+    for node in list(graph.nodes):
         if node.target is aten.mm.default:
             bias, (left, right) = None, node.args
         elif node.target is aten.addmm.default and not node.kwargs and value_of(node.args[0]).dim() == 1:
@@ -63,13 +63,12 @@ def choose_matrix_library(graph: fx.GraphModule) -> None:
             continue
         if not one_dnn_is_better(a, b):
             continue
-        with graph.graph.inserting_before(node):
-            weight = graph.graph.call_function(aten.t.default, (right,))
-            new = graph.graph.call_function(torch.ops.pyro_vae.linear.default, (left, weight, bias))
+        with graph.inserting_before(node):
+            weight = graph.call_function(aten.t.default, (right,))
+            new = graph.call_function(torch.ops.pyro_vae.linear.default, (left, weight, bias))
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
-        graph.graph.erase_node(node)
-    graph.recompile()
+        graph.erase_node(node)
 
 
 def one_dnn_is_better(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -107,9 +106,9 @@ def _wins(a: torch.Tensor, b: torch.Tensor) -> bool:
     return 1.05 * one_dnns < torchs
 
 
-def round_products(graph: fx.GraphModule) -> None:
+def round_products(graph: fx.Graph) -> None:
     """Runs float32 matrix products and convolutions on bfloat16, their results widened to float32 at once."""
-    g = graph.graph
+    g = graph
     for node in list(g.nodes):
         if node.target not in PRODUCTS or value_of(node.args[PRODUCTS[node.target][0]]).dtype != torch.float32:
             continue
@@ -128,7 +127,6 @@ def round_products(graph: fx.GraphModule) -> None:
                 wide = g.call_function(aten.to.dtype, (part, torch.float32))
             wide.meta = dict(part.meta)
             part.replace_all_uses_with(wide, delete_user_cb=lambda user, wide=wide: user is not wide)
-    graph.recompile()
 
 
 @contextlib.contextmanager
