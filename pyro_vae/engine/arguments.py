@@ -14,7 +14,7 @@ import torch
 
 from pyro_vae.engine.observe import ambient
 from pyro_vae.engine.policy import MOST_VALUES
-from pyro_vae.engine.reach import PLAIN
+from pyro_vae.engine.things import PLAIN
 
 _QUICK = {torch.Tensor, torch.nn.Parameter, *PLAIN}
 _RECORDS = (argparse.Namespace, types.SimpleNamespace)
@@ -103,13 +103,7 @@ class Arguments:
                 self._note(i, _Identity(leaf), len(leaves))
             else:
                 raise Unkeyed(f"an argument is a {type(leaf).__name__}, whose changes cannot be seen")
-        like = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        dtype = torch.float64 if any(t.dtype is torch.float64 for t in like) else torch.get_default_dtype()
-        device = like[0].device if like else None
-        tensors = [
-            leaf if isinstance(leaf, torch.Tensor) else torch.tensor(leaf, dtype=dtype, device=device)
-            for leaf in map(leaves.__getitem__, places)
-        ]
+        tensors = _as_tensors(leaves, places)
         return Call((tuple(parts), spec, ambient()), leaves, spec, places, tensors, tuple(objects))
 
     def _note(self, place: int, value: Any, count: int) -> None:
@@ -124,6 +118,17 @@ class Arguments:
                 f"argument {place + 1}, {what}, has had {len(values)} values, and each would need a graph of its own; "
                 "pass a tensor or a float"
             )
+
+
+def _as_tensors(leaves: Sequence[Any], places: list[int]) -> list[torch.Tensor]:
+    """The leaves at these places, numbers as tensors."""
+    like = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    dtype = torch.float64 if any(t.dtype is torch.float64 for t in like) else torch.get_default_dtype()
+    device = like[0].device if like else None
+    return [
+        leaf if isinstance(leaf, torch.Tensor) else torch.tensor(leaf, dtype=dtype, device=device)
+        for leaf in map(leaves.__getitem__, places)
+    ]
 
 
 class _Identity:

@@ -19,112 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_vae.engine.known import ANY, LIBRARIES, PURE, READ_ANY_NAME, SEEDS, WHY, is_setting, root_of, verdict
 from pyro_vae.pair.reach import names_in
-
-#: Packages whose functions are trusted to ask nothing outside: their code is not searched, their objects are.
-LIBRARIES = frozenset({"torch", "pyro", "pyro_vae", "numpy", "opt_einsum", "functorch"})
-#: Modules of the standard library that neither ask nor change anything outside.
-_PURE = frozenset(
-    [
-        "__future__",
-        "_collections_abc",
-        "_weakrefset",
-        "abc",
-        "argparse",
-        "ast",
-        "bisect",
-        "cmath",
-        "collections",
-        "colorsys",
-        "contextlib",
-        "copy",
-        "copyreg",
-        "dataclasses",
-        "decimal",
-        "difflib",
-        "enum",
-        "fractions",
-        "functools",
-        "heapq",
-        "importlib",
-        "inspect",
-        "itertools",
-        "keyword",
-        "linecache",
-        "math",
-        "numbers",
-        "operator",
-        "pprint",
-        "re",
-        "reprlib",
-        "statistics",
-        "string",
-        "struct",
-        "sys",
-        "textwrap",
-        "token",
-        "tokenize",
-        "types",
-        "typing",
-        "unicodedata",
-        "warnings",
-        "weakref",
-    ]
-)
-#: Of these, the ones that read attributes whose names stand nowhere in code.
-_READ_ANY_NAME = frozenset({"copy", "copyreg", "dataclasses", "pprint", "reprlib"})
-_COMPILED_PURE = _PURE | frozenset(
-    [
-        "builtins",
-        "_operator",
-        "_functools",
-        "_collections",
-        "_abc",
-        "_weakref",
-        "_struct",
-        "_bisect",
-        "_heapq",
-        "_statistics",
-        "_string",
-        "_sre",
-        "_decimal",
-        "_imp",
-        "_json",
-        "_pickle",
-        "_hashlib",
-        "_ast",
-        "scipy",
-    ]
-)
-_WHY = {
-    **dict.fromkeys(("time", "datetime", "_datetime", "calendar"), "reads the clock"),
-    **dict.fromkeys(("os", "posix", "nt", "posixpath", "platform", "getpass"), "asks the operating system"),
-    **dict.fromkeys(("random", "_random", "secrets", "uuid"), "draws random numbers other than torch's"),
-    **dict.fromkeys(("io", "_io", "pathlib", "tempfile", "shutil", "glob", "pickle"), "reads or writes files"),
-    "logging": "writes to a log",
-    "_warnings": "issues a warning",
-    **dict.fromkeys(("_contextvars", "contextvars"), "reads a context variable"),
-}
-_OF_SYS = frozenset({"_getframe", "exc_info", "intern", "getsizeof"})
-_SETTINGS = ("get_", "are_", "is_deterministic", "initial_seed", "memory_", "current_", "device_count")
-_BUILTINS = {
-    "print": "prints",
-    "input": "waits for input",
-    "open": "opens a file",
-    "globals": "looks names up at run time",
-    "breakpoint": "stops in a debugger",
-}
-_ANY_NAME = frozenset({"getattr", "setattr", "hasattr", "delattr", "vars", "dir"})
-_SEEDS = (
-    frozenset(("torch.random", "torch.cuda.random", "torch.mps", "pyro.util")),
-    frozenset({"manual_seed", "manual_seed_all", "seed", "seed_all", "set_rng_state", "set_rng_seed", "fork_rng"}),
-)
-
-
-def root_of(module: str | None) -> str:
-    """The package of a module's name."""
-    return (module or "").partition(".")[0]
-
 
 #: What programs may do once, as they set themselves up.
 ONCE = ("prints", "writes to a log", "issues a warning", "reads or writes files", "opens a file")
@@ -145,6 +41,10 @@ class Executed:
     names: set[str] = field(default_factory=set)
     own_names: set[str] = field(default_factory=set)
     any_name: bool = False
+
+    def copy(self) -> Executed:
+        """As it is now."""
+        return Executed(dict(self.codes), set(self.names), set(self.own_names), self.any_name)
 
     def add(self, other: Executed) -> bool:
         """Joins another call's; whether it brought anything new."""
@@ -224,25 +124,25 @@ class _Profile:
             if key[0].__name__.startswith(("PyCapsule", "pybind11_")):  # which keep the module's name elsewhere
                 key = (sys.modules.get(arg.__module__, torch), arg.__name__)
             if key not in self._verdicts:
-                self._verdicts[key] = _verdict(*key)
+                self._verdicts[key] = verdict(*key)
             if (why := self._verdicts[key]) is not None:
                 self._compiled(frame, why)
 
     def _call(self, frame: types.FrameType) -> None:
         code, module = frame.f_code, frame.f_globals.get("__name__") or ""
         root = root_of(module)
-        seeds = module in _SEEDS[0] and code.co_name in _SEEDS[1] and not self._is_ours(frame)
+        seeds = module in SEEDS[0] and code.co_name in SEEDS[1] and not self._is_ours(frame)
         if seeds or module.startswith("torch.utils.data"):
             what = "iterates over a data loader" if "data" in module else "seeds or sets torch's random state"
             self._refuse(frame, what)
-        if _is_setting(module, code.co_name) and not self._is_library(frame.f_back):
+        if is_setting(module, code.co_name) and not self._is_library(frame.f_back):
             self._refuse(frame, f"asks for torch's or Pyro's {code.co_name}")
         if root == "importlib" and code.co_name in ("import_module", "reload") and not self._is_library(frame.f_back):
             self._refuse(frame, "imports a module by its name")
-        if root in sys.stdlib_module_names and root not in _PURE and module != "__main__":
+        if root in sys.stdlib_module_names and root not in PURE and module != "__main__":
             if frame.f_back is not None and self._is_library(frame.f_back):
                 return
-            self._refuse(frame, _WHY.get(root, f"calls {module}.{code.co_name}, whose effects cannot be seen"))
+            self._refuse(frame, WHY.get(root, f"calls {module}.{code.co_name}, whose effects cannot be seen"))
         if self._is_aside(frame):
             return
         self._seen.add(code)
@@ -257,8 +157,8 @@ class _Profile:
         root = root_of(frame.f_globals.get("__name__"))
         if root in LIBRARIES:
             return
-        if why is _ANY:
-            self.executed.any_name |= root not in _PURE or root in _READ_ANY_NAME
+        if why is ANY:
+            self.executed.any_name |= root not in PURE or root in READ_ANY_NAME
         elif root not in sys.stdlib_module_names or frame.f_globals.get("__name__") == "__main__":
             self._refuse(frame, why)
 
@@ -298,43 +198,6 @@ class _Profile:
         if self._is_aside(frame):
             return
         self.reason = self.reason or f"{line_of(frame)} {what}"
-
-
-_ANY = "attributes by any name"
-
-
-def _is_setting(module: str, name: str) -> bool:
-    """Whether a function tells a setting of torch's or Pyro's that is not watched."""
-    if module.startswith(("torch.backends", "pyro.settings")):
-        return True
-    places = ("torch", "torch._C", "torch.random", "torch.cuda", "torch.cuda.memory", "torch.cuda.random")
-    return module in places and name.removeprefix("_").startswith(_SETTINGS) and name != "get_default_dtype"
-
-
-def _verdict(owner: Any, name: str) -> str | None:
-    """Why a compiled function is not to be captured, if so; `_ANY` if it looks attributes up by any name."""
-    if owner is torch.Generator:
-        return "seeds a random generator" if name in ("seed", "manual_seed", "set_state") else None
-    if isinstance(owner, types.ModuleType):
-        module = owner.__name__
-    else:
-        module = owner.__module__
-        if module == "datetime" and name not in ("now", "utcnow", "today"):
-            return None
-    if module == "builtins" and isinstance(owner, types.ModuleType):
-        return _ANY if name in _ANY_NAME else _BUILTINS.get(name)
-    if module.startswith("numpy.random"):
-        return "draws random numbers other than torch's"
-    root = root_of(module)
-    if module == "sys" and name not in _OF_SYS:
-        return f"calls sys.{name}"
-    if _is_setting(module, name):
-        return f"asks for torch's {name}"
-    if module in _WHY or root in _WHY:
-        return _WHY.get(module) or _WHY[root]
-    if root in LIBRARIES or root in _COMPILED_PURE:
-        return None
-    return f"calls {module}.{name}, compiled code whose effects cannot be seen"
 
 
 def line_of(frame: types.FrameType | None) -> str:

@@ -7,23 +7,15 @@ Attributes count by name: those that no executed code names cannot be read by it
 
 from __future__ import annotations
 
-import array
 import builtins
 import collections
-import datetime
 import decimal
 import enum
-import fractions
-import functools
 import gc
 import operator
-import pathlib
-import random
-import re
 import sys
 import threading
 import types
-import uuid
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -32,31 +24,31 @@ import numpy as np
 import torch
 from pyro.infer.autoguide import AutoGuide
 
-from pyro_vae.engine.observe import _PURE, LIBRARIES, Executed, root_of
+from pyro_vae.engine.known import LIBRARIES, root_of
+from pyro_vae.engine.observe import Executed
 from pyro_vae.engine.policy import MOST_BYTES, MOST_PLACES
+from pyro_vae.engine.things import (
+    CACHE,
+    CONTENTS,
+    DUNDERS,
+    LOCKS,
+    MARKS,
+    MISSING,
+    OF_MODULES,
+    PARTS,
+    content_of,
+    contents,
+    is_code,
+    is_function_of,
+    is_leaf,
+    is_own,
+    is_own_attribute,
+    is_own_module,
+    is_pure,
+    is_python,
+    name_of,
+)
 from pyro_vae.pair.reach import names_in
-
-#: Types whose values are compared; a graph has such values burnt in.
-PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
-_FIXED = (
-    *PLAIN,
-    *(torch.Size, torch.layout, torch.memory_format, range, slice, type(Ellipsis), type(NotImplemented)),
-    *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, decimal.Decimal, fractions.Fraction),
-    *(pathlib.PurePath, re.Pattern, uuid.UUID, enum.Enum, np.generic, np.dtype),
-)
-_OPAQUE = (
-    *(types.MethodDescriptorType, types.WrapperDescriptorType, types.CodeType, types.GetSetDescriptorType),
-    *(types.MemberDescriptorType, types.ClassMethodDescriptorType),
-    *(
-        type(collections.namedtuple("_", "field").field),
-        torch._ops.OpOverload,
-        torch._ops.OpOverloadPacket,
-        types.GenericAlias,
-    ),
-)
-MISSING = object()
-#: What else than its values counts of a tensor: hooks are for those alone that require gradients.
-MARKS = ("requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 class Unseen(Exception):
@@ -118,13 +110,13 @@ class Reach:
         self._seen: dict[int, Any] = {}
         self._stack: list[tuple[Any, str]] = []
         for i, root in enumerate(roots):
-            self._add(Kind.PART, roots, i, root, _name(root))
+            self._add(Kind.PART, roots, i, root, name_of(root))
         self._empty()
         for code, namespace in self.executed.codes.items():
             self._look_at_globals(code, namespace)
         self._empty()
         if unmet := self._unmet():
-            self._stack += [(f, f.__qualname__) for f in gc.get_referrers(*unmet) if _is_function_of(f, unmet)]
+            self._stack += [(f, f.__qualname__) for f in gc.get_referrers(*unmet) if is_function_of(f, unmet)]
             self._empty()
 
     def _unmet(self) -> set[types.CodeType]:
@@ -234,28 +226,28 @@ class Reach:
         if thing.__name__.startswith("numpy.random"):
             raise Unseen(f"{path} draws random numbers other than torch's")
         names = self.executed.own_names & vars(thing).keys()
-        if self.executed.any_name and _is_own_module(thing):
-            names = vars(thing).keys() - _OF_MODULES
+        if self.executed.any_name and is_own_module(thing):
+            names = vars(thing).keys() - OF_MODULES
         for name in sorted(names):
             self._add(Kind.ENTRY, vars(thing), name, vars(thing)[name], f"{path.removeprefix('global ')}.{name}")
 
     def _look_at_parts(self, thing: Any, path: str) -> None:
         """Of bound methods, partial functions, properties and the like."""
-        if type(thing) is _CACHE:
+        if type(thing) is CACHE:
             self._look_at_content(thing, path)
         for name in ("__func__", "func", "fget", "fset", "__wrapped__", "args", "keywords", "__self__"):
             if (part := getattr(thing, name, MISSING)) is not MISSING:
-                self._add(Kind.PART, thing, name, part, path if name == "__func__" else _name(part, path))
+                self._add(Kind.PART, thing, name, part, path if name == "__func__" else name_of(part, path))
 
     # --- objects --------------------------------------------------------------------------------------------------
 
     def _look_at_class(self, thing: type, path: str) -> None:
-        if not _is_own(thing):
+        if not is_own(thing):
             return
         namespace = vars(thing)
         self._add(Kind.LENGTH, namespace, None, len(namespace), path)
         for name, value in namespace.items():
-            if name in _DUNDERS or (not name.startswith("__") and not self._counts(name)):
+            if name in DUNDERS or (not name.startswith("__") and not self._counts(name)):
                 continue
             self._add(Kind.OF_CLASS, namespace, name, value, f"{thing.__qualname__}.{name}")
         for i, base in enumerate((type(thing), *thing.__bases__)):
@@ -271,10 +263,10 @@ class Reach:
                 raise _AnyName
             self._add(Kind.PART, thing, None, repr(thing), path)
             return
-        if kind in _LOCKS:
+        if kind in LOCKS:
             return
-        compiled = [c for c in kind.__mro__ if c not in (object, types.SimpleNamespace) and not _is_python(c)]
-        if hasattr(kind, "__next__") and not _is_python(kind):
+        compiled = [c for c in kind.__mro__ if c not in (object, types.SimpleNamespace) and not is_python(c)]
+        if hasattr(kind, "__next__") and not is_python(kind):
             raise Unseen(f"{path} is an iterator ({kind.__name__}), which calls use up")
         if compiled and root_of(kind.__module__) in LIBRARIES:
             return  # such as NumPy's functions
@@ -299,68 +291,21 @@ class Reach:
             held = of.__getattribute__(thing, "__dict__")  # past what the user's class makes of it
         except AttributeError:
             return
-        impure = root_of(type(thing).__module__) in sys.stdlib_module_names and not _is_pure(type(thing).__module__)
+        impure = root_of(type(thing).__module__) in sys.stdlib_module_names and not is_pure(type(thing).__module__)
         self._add(Kind.SIZE, held, None, len(held), path)
         for name, value in held.items():
             if name == "plates" and isinstance(thing, AutoGuide):
                 continue  # made anew by each call before it is looked at
             if (name in self.executed.own_names if impure else self._counts(name)) and not (
-                str(name).startswith("_cached_") and not _is_own_attribute(thing)
+                str(name).startswith("_cached_") and not is_own_attribute(thing)
             ):
                 self._add(Kind.ENTRY, held, name, value, f"{path}.{name}")
 
 
-_LOCKS = (type(threading.Lock()), type(threading.RLock()))
-_OF_MODULES = frozenset(
-    ["__builtins__", "__loader__", "__spec__", "__cached__", "__file__", "__path__", "__doc__", "__package__"]
-)
-_DUNDERS = frozenset(
-    [
-        "__module__",
-        "__doc__",
-        "__dict__",
-        "__weakref__",
-        "__annotations__",
-        "__qualname__",
-        "__firstlineno__",
-        "__static_attributes__",
-        "__abstractmethods__",
-        "__orig_bases__",
-        "__parameters__",
-        "__slots__",
-        "__hash__",
-        "__annotate_func__",
-        "__signature__",
-        "__annotations_cache__",
-    ]
-)
-_CONTENTS = (
-    bytearray,
-    array.array,
-    random.Random,
-    torch.Generator,
-    np.random.Generator,
-    np.random.RandomState,
-    np.random.BitGenerator,
-)
-_CACHE = type(functools.lru_cache(str))
-_PARTS = (
-    *(
-        types.MethodType,
-        types.BuiltinFunctionType,
-        types.MethodWrapperType,
-        functools.partial,
-        functools.partialmethod,
-        property,
-        staticmethod,
-        classmethod,
-    ),
-    *(functools.cached_property, functools.singledispatchmethod, _CACHE),
-)
 _LOOKS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (torch.Tensor, Reach._look_at_tensor),
     (types.FunctionType, Reach._look_at_function),
-    (_PARTS, Reach._look_at_parts),
+    (PARTS, Reach._look_at_parts),
     (types.ModuleType, Reach._look_at_module),
     (type, Reach._look_at_class),
     (dict, Reach._look_at_dict),
@@ -370,86 +315,5 @@ _LOOKS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (set, Reach._look_at_set),
     (np.ndarray, Reach._look_at_array),
     (weakref.ref, Reach._look_at_reference),
-    (_CONTENTS, Reach._look_at_content),
+    (CONTENTS, Reach._look_at_content),
 )
-
-
-def is_leaf(value: Any) -> bool:
-    """Whether a value has no parts of its own: it is compared, or is one of a library's."""
-    kind = type(value)  # isinstance would ask a class of the user's
-    if value is MISSING or issubclass(kind, (*_OPAQUE, operator.itemgetter)):
-        return True
-    if issubclass(kind, types.BuiltinFunctionType):
-        return value.__self__ is None or isinstance(value.__self__, (types.ModuleType, type))
-    if issubclass(kind, enum.Enum):
-        return not _is_own(kind)
-    if issubclass(kind, _FIXED):
-        return not hasattr(value, "__dict__") or issubclass(kind, (pathlib.PurePath, datetime.tzinfo))
-    return issubclass(kind, type) and not _is_own(value)
-
-
-def content_of(thing: Any) -> Any:
-    """What an array or a random generator holds, to be compared."""
-    if isinstance(thing, (bytearray, array.array)):
-        return bytes(thing)
-    if isinstance(thing, (random.Random, _CACHE)):
-        return thing.getstate() if isinstance(thing, random.Random) else thing.cache_info()
-    if isinstance(thing, np.ndarray):
-        return thing.shape, thing.dtype, thing.tobytes()
-    if isinstance(thing, torch.Generator):
-        return thing.get_state().numpy().tobytes()
-    if isinstance(thing, np.random.RandomState):
-        return repr(thing.get_state(legacy=False))
-    return repr(getattr(thing, "bit_generator", thing).state)
-
-
-def contents(cell: types.CellType) -> Any:
-    """What a closure's cell holds; MISSING where it is not filled yet."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return MISSING
-
-
-def _name(thing: Any, otherwise: str = "") -> str:
-    kinds = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
-    return thing.__qualname__ if issubclass(type(thing), kinds) else otherwise or type(thing).__qualname__
-
-
-def is_code(thing: Any) -> bool:
-    """Whether something is code."""
-    return isinstance(thing, types.CodeType)
-
-
-def _is_function_of(thing: Any, codes: set[types.CodeType]) -> bool:
-    return type(thing) is types.FunctionType and thing.__code__ in codes
-
-
-def _is_own(kind: type) -> bool:
-    """Whether a class is neither a library's nor Python's."""
-    root = root_of(kind.__module__)
-    return kind.__module__ == "__main__" or (
-        root not in LIBRARIES and root not in sys.stdlib_module_names | {"builtins"}
-    )
-
-
-def _is_own_module(module: types.ModuleType) -> bool:
-    root = root_of(module.__name__)
-    return root not in LIBRARIES and root not in sys.stdlib_module_names
-
-
-def _is_own_attribute(thing: Any) -> bool:
-    """Whether `_cached_...` of a thing may be the user's; torch's transforms keep their last value under such names."""
-    return not isinstance(thing, torch.distributions.Transform)
-
-
-def _is_pure(module: str) -> bool:
-    return root_of(module) in _PURE or module in ("builtins", "_collections", "_functools", "__main__")
-
-
-def _is_python(kind: type) -> bool:
-    """Whether a class is written in Python, so that all that it holds can be seen."""
-    heap, immutable = 1 << 9, 1 << 8
-    if not kind.__flags__ & heap or kind.__flags__ & immutable or type(kind).__name__ == "pybind11_type":
-        return False
-    return "__slots__" in vars(kind) or any("__dict__" in vars(base) for base in kind.__mro__)

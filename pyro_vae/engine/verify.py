@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import enum
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
+from pyro_vae.engine.arguments import Call
 from pyro_vae.engine.trace import Captured
 from pyro_vae.engine.values import CaptureError
 from pyro_vae.pair import kept_random_state
 
+if TYPE_CHECKING:
+    from pyro_vae.engine.kept import Graph
+
 #: How far results may lie apart, relative to their largest entry: the operations as they came, and as they are run. Where
 #: weights are exp of large numbers, as in IWAE, rounding grows to 1e-4; mistakes are larger.
 RECORDED, LOWERED = 1e-5, 2e-3
+
+
+class Outcome(enum.Enum):
+    """What an eager call tells of a graph."""
+
+    AGREES = "the same numbers, to rounding"
+    DIFFERS = "other numbers"
+    MISSED = "the function takes another course than the graph"
 
 
 class RandomState:
@@ -39,6 +53,33 @@ class RandomState:
 
     def _now(self) -> list[torch.Tensor]:
         return [g.get_state() for g in (torch.default_generator, self._generator) if g is not None]
+
+
+class Before:
+    """The random state, and some tensors, as they are before a call.
+
+    Args:
+        device: of the call.
+        tensors: that it may write to.
+    """
+
+    def __init__(self, device: torch.device, tensors: Iterable[torch.Tensor] = ()):
+        self.random = RandomState(device)
+        self._copies = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    def put_back(self) -> None:
+        """Has everything as it was."""
+        self.random.restore()
+        with torch.no_grad():
+            for tensor, copy in self._copies:
+                tensor.copy_(copy)
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """Within, everything is as it was."""
+        with unwritten([tensor for tensor, _ in self._copies]), kept_random_state(self.random.device):
+            self.put_back()
+            yield
 
 
 def version_of(tensor: torch.Tensor) -> int:
@@ -104,17 +145,6 @@ def agree(
     ) > max(apart)
 
 
-@contextlib.contextmanager
-def as_before(random: RandomState, written: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[None]:
-    """The random state, and tensors that have been written to since, as they were before a call."""
-    with unwritten([tensor for tensor, _ in written]), kept_random_state(random.device):
-        random.restore()
-        with torch.no_grad():
-            for tensor, copy in written:
-                tensor.copy_(copy)
-        yield
-
-
 def _sensitivity(captured: Captured, inputs: Sequence[torch.Tensor], expected: Sequence[Any]) -> list[float]:
     """How far each output moves, at most, if each number that goes in moves by float32's rounding."""
     generator = torch.Generator().manual_seed(0)
@@ -166,3 +196,66 @@ def close(a: Any, b: Any, relative: float, absolute: float = 1e-12) -> bool:
         return False
     size = b[b.isfinite()].abs().max().item() if b.isfinite().any() else 0.0
     return torch.allclose(a, b, rtol=relative, atol=relative * size + absolute, equal_nan=True)
+
+
+def verify(graph: Graph, call: Call, before: Before, eager: Callable[[], Any]) -> tuple[Outcome, Any]:
+    """An eager call, with which a graph is compared.
+
+    Args:
+        before: the state before the call.
+        eager: makes the call.
+
+    Returns:
+        What it tells, and what the call returned.
+    """
+    captured, got, lowered, after = graph.captured, None, None, None
+    with contextlib.suppress(Exception):  # eager code raises it too, or the comparison fails
+        with unwritten(written_to(captured, call.tensors)), torch.no_grad():
+            got = [tensor.clone() for tensor in captured.recorded(*captured.held, *call.tensors)]
+            after = RandomState(call.device)
+        before.random.restore()
+        if graph.precision == "float32":
+            lowered = run_apart(lambda *_: graph.run(*call.tensors), captured, call.tensors)
+    before.random.restore()
+    result = eager()
+    if got is None or after is None:
+        return Outcome.DIFFERS, result
+    if captured.guards and not got[-1].item():
+        return Outcome.MISSED, result
+    leaves = tree_leaves(result, is_leaf=lambda leaf: leaf is None)
+    if len(leaves) != captured.spec.num_leaves or not after.is_now(RandomState(call.device)):
+        return Outcome.DIFFERS, result
+    same = all(agree([leaves[i]], [value], 0.0) for i, value in captured.fixed.items())
+    expected = [leaf for i, leaf in enumerate(leaves) if i not in captured.fixed]
+    same = same and against_eager(captured, call.tensors, got[: len(expected)], expected, before.again())
+    if same and lowered is not None:
+        with before.again():
+            same = agree(lowered, got, LOWERED) or _agree_but_for_rounding(graph, call)
+    return (Outcome.AGREES if same else Outcome.DIFFERS), result
+
+
+def _agree_but_for_rounding(graph: Graph, call: Call) -> bool:
+    """Whether the graph as it is run and the operations as they came differ by no more than rounding."""
+    try:
+        check_lowered(lambda *_: graph.run(*call.tensors), graph.captured, call.tensors, "graph")
+    except CaptureError:
+        return False
+    return True
+
+
+def check_nothing_left_out(graph: Graph, call: Call) -> None:
+    """Refuses what a replay would leave out.
+
+    Raises:
+        CaptureError: with the reason.
+    """
+    if any(tensor._backward_hooks or tensor._post_accumulate_grad_hooks for tensor in graph.params.values()):
+        raise CaptureError("a parameter has a hook on its gradient")
+    if any(place >= len(graph.captured.held) for place in graph.captured.places_written):
+        raise CaptureError("it changes its arguments in place")
+    if not torch.is_grad_enabled():
+        return
+    known = {id(tensor) for tensor in graph.params.values()}
+    foreign = [t for t in (*graph.captured.held, *call.tensors) if t.requires_grad and id(t) not in known]
+    if any(tensor.is_leaf and tensor.grad is not None for tensor in foreign):
+        raise CaptureError("a tensor that is no parameter of Pyro's gets a gradient")

@@ -17,7 +17,8 @@ import torch
 
 from pyro_vae.engine import compat
 from pyro_vae.engine.observe import Executed
-from pyro_vae.engine.reach import MARKS, MISSING, Kind, Place, Reach, contents
+from pyro_vae.engine.reach import Kind, Place, Reach
+from pyro_vae.engine.things import MARKS, MISSING, contents
 
 
 class Watch:

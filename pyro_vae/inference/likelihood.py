@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from pyro_vae.data import Binarization
+from pyro_vae.engine.kept import kept_with
 from pyro_vae.engine.machine import memory_kept
-from pyro_vae.engine.replay import COMPILE, Compile, Replay, kept_with
+from pyro_vae.engine.replay import COMPILE, Compile, Replay
 from pyro_vae.errors import InputError, one_of, positive_int
 from pyro_vae.inference.checked import notes_on, scored_data
 from pyro_vae.inference.diagnostics import effective_sample_size, pareto_khat, tail_length

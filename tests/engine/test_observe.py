@@ -121,7 +121,7 @@ def test_what_asks_the_world_or_changes_it_is_refused(case):
 
 
 def test_a_draw_that_no_call_is_seen_of_is_found_by_the_state(monkeypatch):
-    monkeypatch.setattr(observing, "_verdict", lambda owner, name: None)
+    monkeypatch.setattr(observing, "verdict", lambda owner, name: None)
     assert reason_of(lambda x: x * random.random()) == "it draws from Python's random numbers"
     assert reason_of(lambda x: x * float(np.random.rand())) == "it draws from NumPy's random numbers"
 

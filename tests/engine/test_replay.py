@@ -11,7 +11,8 @@ from torch.overrides import BaseTorchFunctionMode
 
 from pyro_vae.engine import lower as lowering
 from pyro_vae.engine import policy
-from pyro_vae.engine.replay import Replay, kept_with
+from pyro_vae.engine.kept import kept_with
+from pyro_vae.engine.replay import Replay
 from pyro_vae.engine.values import CaptureError
 from tests.engine.counter import counter
 
