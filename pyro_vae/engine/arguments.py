@@ -52,6 +52,11 @@ class Call:
         return (tuple(leaves), {}) if isinstance(self.spec, int) else unflatten(self.spec, iter(leaves))
 
     @property
+    def is_of_tensors(self) -> bool:
+        """Whether the inputs are the arguments themselves, no number among them made a tensor."""
+        return all(self.leaves[i] is tensor for i, tensor in zip(self.places, self.tensors, strict=True))
+
+    @property
     def device(self) -> torch.device:
         """Where its first tensor lies."""
         return self.tensors[0].device if self.tensors else torch.device("cpu")
@@ -77,7 +82,7 @@ class Arguments:
             spec = flatten((args, kwargs), leaves)
         parts: list[Any] = []
         places: list[int] = []
-        objects: list[Any] = []
+        objects: list[Any] = [] if isinstance(spec, int) else list(_kinds(spec))
         floats = self._floats.setdefault((len(leaves), spec), {})
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, torch.Tensor):
@@ -96,6 +101,8 @@ class Arguments:
                     places.append(i)
             elif isinstance(leaf, PLAIN):
                 self._note(i, leaf, len(leaves))
+                if type(leaf) not in _QUICK:  # which may have attributes and properties
+                    objects += (leaf, type(leaf)) if hasattr(leaf, "__dict__") else (type(leaf),)
                 parts.append((type(leaf), repr(leaf) if isinstance(leaf, complex) else leaf))
             elif isinstance(leaf, torch.nn.Module) or (callable(leaf) and hasattr(leaf, "__code__")):
                 objects.append(leaf)
@@ -164,6 +171,15 @@ def flatten(thing: Any, leaves: list[Any]) -> Any:
         return kind, tuple(vars(thing)), tuple(flatten(part, leaves) for part in vars(thing).values())
     leaves.append(thing)
     return _LEAF
+
+
+def _kinds(spec: Any) -> Iterator[type]:
+    """The classes of what was taken apart, but for Python's own."""
+    if spec is not _LEAF:
+        if spec[0].__module__ != "builtins":
+            yield spec[0]
+        for inner in spec[2]:
+            yield from _kinds(inner)
 
 
 def unflatten(spec: Any, leaves: Iterator[Any]) -> Any:

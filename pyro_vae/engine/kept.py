@@ -65,6 +65,25 @@ class Graph:
         if tensors and device.type == "cuda":
             self.run = Recorded(self.run)
 
+    def decide(self, compile: str, tensors: Sequence[torch.Tensor], calls: int | None, first: bool) -> float:
+        """Whether it is compiled, as far as that can be said when it is captured; the seconds that took.
+
+        Args:
+            compile: as for `Replay`.
+            tensors: a batch.
+            calls: how often such a batch comes, if that is known.
+            first: whether it is the first to be compiled; further kinds must come often.
+        """
+        self.seconds, took = lower.seconds_of(self.captured), 0.0
+        if compile == "graph":
+            self.compiled = False
+        elif compile == "inductor" and first:
+            took = self.compile(tensors)
+        elif calls is not None:
+            took = self.compile_if_it_pays(tensors, calls)
+            self.compiled = bool(self.compiled)
+        return took
+
     def compile_if_it_pays(self, tensors: Sequence[torch.Tensor], calls: int) -> float:
         """Compiles the graph if so many calls repay that; the seconds that it took."""
         if not policy.compiling_pays(calls, self.seconds, self.captured.graph.graph):

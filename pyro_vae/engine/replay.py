@@ -16,14 +16,14 @@ from typing import Any, Literal
 import torch
 from pyro import poutine
 
-from pyro_vae.engine import compat, lower, policy
+from pyro_vae.engine import compat, policy
 from pyro_vae.engine.arguments import Arguments, Call, Unkeyed
 from pyro_vae.engine.kept import Graph, Kept, sentence
-from pyro_vae.engine.observe import can_observe
+from pyro_vae.engine.observe import can_observe, observe
 from pyro_vae.engine.reach import Unseen
 from pyro_vae.engine.settle import Settling, Stage
 from pyro_vae.engine.trace import capture
-from pyro_vae.engine.values import CaptureError
+from pyro_vae.engine.values import CaptureError, NoGraph
 from pyro_vae.engine.verify import Before, Outcome, check_nothing_left_out, verify, written_to
 from pyro_vae.engine.watch import Watch
 
@@ -248,47 +248,49 @@ class Replay:
     def _capture(self, watch: Watch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call, traced; where that fails, run eagerly on the same random state."""
         start = time.perf_counter()
-        before, store = Before(call.device, watch.written), [(part, dict(part)) for part in compat.store_parts()]
+        before, seen = Before(call.device, watch.written, store=True), []
+
+        def function(*given: torch.Tensor) -> Any:
+            filled = (args, kwargs) if call.is_of_tensors else call.filled(given)
+            result, *seen[:] = observe(self.function, *filled[0], **filled[1])
+            return result
+
         try:
             with poutine.trace(param_only=True) as found:
-                captured = capture(lambda *given: self._of_tensors(call, given), *call.tensors)
+                captured = capture(function, *call.tensors)
+        except NoGraph as error:  # this has been the call
+            self.refuse(str(error))
+            return error.result
         except CaptureError as error:
             before.put_back()
-            _put_back_store(store)
             self.refuse(str(error))
             return self.plain(*args, **kwargs)
+        executed, reason = seen
+        if reason is not None:
+            self.refuse(reason)
+            return captured.result
+        if self._settling.brings_news(executed):
+            self._settling.start_again(call)
+            return captured.result
         params = {name: site["value"].unconstrained() for name, site in found.trace.nodes.items()}
         graph = Graph(captured, params, self.what, self.precision)
         try:
             if place := watch.changed():
                 raise CaptureError(f"{place} is set anew as the programs run")
-            check_nothing_left_out(graph, call)
+            check_nothing_left_out(graph, call, watch.tensors())
             graph.lower(call.tensors, "graph")
             watch.add(graph.params)
             self._kept.insert(0, Kept((call.key, watch.aliases(call.tensors)), watch, graph))
             del self._settling.waiting[call.key]
             self.capture_seconds += time.perf_counter() - start
-            self._first_decision(graph, call)
+            calls = None if self.calls is None else self.calls(*call.tensors)
+            self.compile_seconds += graph.decide(self.compile, call.tensors, calls, first=not self.compile_seconds)
         except (CaptureError, Unseen) as error:
             self.refuse(str(error))
         except Exception as error:  # torch's own, where a graph can't be run
             self.refuse(f"its graph can't be run: {str(error).splitlines()[0]}")
         result, captured.result = captured.result, None
         return result
-
-    def _of_tensors(self, call: Call, given: Sequence[torch.Tensor]) -> Any:
-        args, kwargs = call.filled(given)
-        return self.function(*args, **kwargs)
-
-    def _first_decision(self, graph: Graph, call: Call) -> None:
-        graph.seconds = lower.seconds_of(graph.captured)
-        if self.compile == "graph":
-            graph.compiled = False
-        elif self.compile == "inductor" and not self.compile_seconds:  # further kinds must come often
-            self.compile_seconds += graph.compile(call.tensors)
-        elif self.calls is not None:
-            self.compile_seconds += graph.compile_if_it_pays(call.tensors, self.calls(*call.tensors))
-            graph.compiled = bool(graph.compiled)
 
     # --- replaying ----------------------------------------------------------------------------------------------------
 
@@ -340,10 +342,3 @@ _OTHER_VALUES = (
     "its graph gives other values than an eager run under the same random state ({} calls have gone by since they last "
     "agreed): something else than its arguments and parameters changes from call to call"
 )
-
-
-def _put_back_store(store: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-    for part, before in store:
-        if part.keys() != before.keys() or any(part[key] is not value for key, value in before.items()):
-            part.clear()
-            part.update(before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ class Settling:
         waiting.observed += 1
         leaves = _Leaves([*watch.tensors(), *call.tensors])
         result, executed, reason = observe(self.function, *args, **kwargs)
-        grown = self._executed.add(executed)
+        grown, reason = self._executed.add(executed), reason or _asks(executed)
         place = None
         try:
             reason = reason or leaves.reason() or self._changed_arguments(call, args, kwargs)
@@ -114,6 +115,17 @@ class Settling:
             reason = None
         return result, reason
 
+    def brings_news(self, executed: Executed) -> bool:
+        """Whether a call that is captured has executed code that no observed call has."""
+        known = self._executed.copy()
+        self._executed.add(executed)
+        now = self._executed
+        return (len(now.codes), now.own_names, now.any_name) != (len(known.codes), known.own_names, known.any_name)
+
+    def start_again(self, call: Call) -> None:
+        """Has the next call of this kind observed."""
+        self.waiting[call.key].ready = None
+
     def _changed_arguments(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         now = self.arguments.sort(args, kwargs)
         pairs = zip(now.leaves, call.leaves, strict=True)
@@ -121,6 +133,25 @@ class Settling:
         return None if same else "it changes its arguments"
 
 
+def _asks(executed: Executed) -> str | None:
+    """Why programs are not captured that ask for what a captured step does not have as eager code has it.
+
+    It leaves nothing in `.grad`, and `.item()` gives tensors for numbers.
+    """
+    of_items = {code.co_filename for code in executed.codes if "item" in code.co_names}
+    for code in executed.codes:
+        names, what = set(code.co_names), None
+        if ("grad" in names and "autograd" not in names) or any(name.startswith(_OF_GRADIENTS) for name in names):
+            what = "looks at gradients"
+        elif code.co_filename in of_items and names & _OF_TYPES:
+            what = "asks for the type of what may be a tensor's number"
+        if what is not None:
+            return f"{Path(code.co_filename).name}, line {code.co_firstlineno} ({code.co_name}) {what}"
+    return None
+
+
+_OF_GRADIENTS = ("clip_grad", "get_total_norm", "zero_grad")
+_OF_TYPES = {"isinstance", "is_tensor", "type", "issubclass", "__class__"}
 _PASSED = "the tensor that is passed as an argument, and that the programs reach too,"
 _KEEPS_CHANGING = (
     "{} keeps changing; keep it in a tensor (a buffer of its module, changed in place) or pass it as an argument"

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 from torch import fx
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -22,10 +26,6 @@ from pyro_vae.engine.graphs import aten, is_random
 _here = threading.local()
 
 
-class ValueNeeded(RuntimeError):
-    """Something asks for the value of a tensor that may have another one in the next call."""
-
-
 class Tape(compat.DispatchMode):
     """Within, all operations on tensors are written down as nodes of a graph.
 
@@ -33,6 +33,7 @@ class Tape(compat.DispatchMode):
         graph: its inputs are `held`, then `inputs`; nodes have `meta["val"]`, a tensor without memory that has the result's
             shape, strides and dtype, and `meta["device"]`.
         held: the tensors from outside that operations have met.
+        refusal: why what has run makes no graph, if so; the operations from then on run, and are not written down.
         varying: nodes whose values may differ from call to call: all but those of constants.
     """
 
@@ -40,6 +41,7 @@ class Tape(compat.DispatchMode):
         super().__init__()
         self.graph = fx.Graph()
         self.held: list[torch.Tensor] = []
+        self.refusal: str | None = None
         self.varying: set[fx.Node] = set()
         self._decompositions = decompositions
         self._nodes = WeakTensorKeyDictionary()  # torch keeps a tensor's identity as long as it has a use for it
@@ -55,7 +57,7 @@ class Tape(compat.DispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(_here, "paused", 0):
+        if self.refusal is not None or getattr(_here, "paused", 0):
             return func(*args, **kwargs)
         if any(kind not in _PLAIN for kind in types):
             return NotImplemented  # a subclass's own way leads to plain tensors
@@ -68,14 +70,21 @@ class Tape(compat.DispatchMode):
         if func is aten.lift_fresh.default:  # a constant, whose copy the program gets, as it may write to it
             self._hold(args[0], varies=False)
             func = aten.lift_fresh_copy.default
-        if torch.Tag.data_dependent_output in func.tags and any(
-            self._node(tensor) in self.varying for tensor in args if isinstance(tensor, torch.Tensor)
-        ):
-            raise ValueNeeded(f"{func} asks for a value")
+        elif torch.Tag.data_dependent_output in func.tags:
+            if any(self.varies(tensor) for tensor in args if isinstance(tensor, torch.Tensor)):
+                self.refuse("decides by the value of a tensor")
+            return func(*args, **kwargs)
         result = func(*args, **kwargs)
         if isinstance(result, (torch.Tensor, list, tuple)) or result is None:
-            self._write(func, args, kwargs, result)
+            try:
+                self._write(func, args, kwargs, result)
+            except Exception as error:  # the program is not to see it
+                self.refuse(f"calls {func}, which can't be written down: {error}")
         return result
+
+    def refuse(self, what: str) -> None:
+        """Notes that what runs makes no graph; the program goes on as it would have."""
+        self.refusal = self.refusal or f"{current_line()} {what}"
 
     def _write(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         known = self._arguments(args), {name: self._arguments(value) for name, value in kwargs.items()}
@@ -144,3 +153,38 @@ def _described(node: fx.Node, tensor: torch.Tensor) -> fx.Node:
     node.meta["val"] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     node.meta["device"] = tensor.device
     return node
+
+
+# --- the user's line ------------------------------------------------------------------------------------------------
+
+
+def current_line() -> str:
+    """The user's line that is being executed; what is done to find it is hidden from a profiler."""
+    profile = sys.getprofile()
+    sys.setprofile(None)
+    try:
+        return users_line(traceback.extract_stack())
+    finally:
+        sys.setprofile(profile)
+
+
+def users_line(frames: Sequence[traceback.FrameSummary]) -> str:
+    """The innermost line of the user's; where there is none, of Pyro's or of a component's."""
+    here = str(Path(__file__).parent)
+    inside = [i for i, frame in enumerate(frames) if frame.filename.startswith(here) and frame.name == "capture"]
+    if not inside:  # the function has run, and what it did can't be written as a graph
+        return "tracing it"
+    called = [frame for frame in frames[inside[-1] :] if not frame.filename.startswith(here)]
+    outside = [frame for frame in called if not frame.filename.startswith(str(Path(torch.__file__).parent))]
+    own = list(_outside_libraries(outside))
+    last = (own or outside or called or frames)[-1]
+    return f"{Path(last.filename).name}, line {last.lineno} ({(last.line or '').strip()!r})"
+
+
+def _outside_libraries(frames: Sequence[traceback.FrameSummary]) -> Iterator[traceback.FrameSummary]:
+    import contextlib
+
+    libraries = (str(Path(pyro.__file__).parent), str(Path(__file__).parents[1]))
+    for frame in frames:
+        if not frame.filename.startswith(libraries) and frame.filename != contextlib.__file__:
+            yield frame

@@ -27,8 +27,8 @@ from torch import fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from pyro_vae.engine.graphs import FACTORIES, Operations, aten, clean, copied, has_varying_shape, is_mutable
-from pyro_vae.engine.tape import Tape, ValueNeeded
-from pyro_vae.engine.values import CaptureError, Values, users_line
+from pyro_vae.engine.tape import Tape, users_line
+from pyro_vae.engine.values import CaptureError, NoGraph, Values
 from pyro_vae.pair import kept_random_state
 
 
@@ -92,28 +92,35 @@ def capture(function: Callable[..., Any], *inputs: torch.Tensor) -> Captured:
         inputs: the graph holds for their shapes, dtypes and device.
 
     Raises:
-        CaptureError: if the function can't be captured; names the line.
+        NoGraph: if the function ran as it would have by itself, and what it did makes no graph; names the line.
+        CaptureError: if it failed, and may have done so as `x.item()` is a tensor here.
+        Exception: what the function itself raises.
     """
     tape = Tape(inputs, _annotated())
+    mode = Values(tape)
     try:
-        with tape, Values() as mode, autocast_uncached():
+        with tape, mode, autocast_uncached():
             result = function(*inputs)
-        leaves, spec = tree_flatten(result)
-        conditions = [(guard.condition, guard.line) for guard in mode.guards]
-        lines = _end(tape, [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)], conditions)
-    except CaptureError:
-        raise
-    except Exception as error:  # the user's code may raise anything on what it is given here
+    except Exception as error:
+        if not mode.gave_numbers or not isinstance(error, (TypeError, AttributeError, RuntimeError)):
+            raise
         raise CaptureError(_why(error)) from error
-    if (node := next(filter(has_varying_shape, tape.graph.nodes), None)) is not None:
-        raise CaptureError(f"{node.target} gives a tensor whose shape depends on values")
-    recorded = Operations(tape.graph)
+    if tape.refusal is not None:
+        raise NoGraph(tape.refusal, result)
+    leaves, spec = tree_flatten(result)
+    conditions = [(guard.condition, guard.line) for guard in mode.guards]
     try:
+        lines = _end(tape, [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)], conditions)
+        if (node := next(filter(has_varying_shape, tape.graph.nodes), None)) is not None:
+            raise NoGraph(f"{node.target} gives a tensor whose shape depends on values", result)
+        recorded = Operations(tape.graph)
         with torch.no_grad():
             graph = _functional(recorded, [*tape.held, *inputs])
         clean(graph)
+    except NoGraph:
+        raise
     except Exception as error:  # torch's own, of operations that it can't run apart
-        raise CaptureError(f"its graph can't be run: {str(error).splitlines()[0]}") from error
+        raise NoGraph(f"its graph can't be run: {str(error).splitlines()[0]}", result) from error
     fixed = {i: leaf for i, leaf in enumerate(leaves) if not isinstance(leaf, torch.Tensor)}
     return Captured(Operations(graph), tape.held, spec, fixed, recorded, lines, result)
 
@@ -138,11 +145,8 @@ def _annotated() -> dict[Any, Any]:
 
 
 def _why(error: Exception) -> str:
-    line = users_line(traceback.extract_tb(error.__traceback__))
-    text = str(error).partition("Trace Shapes:")[0].strip().splitlines()
-    if isinstance(error, ValueNeeded):
-        return f"{line} decides by the value of a tensor"
-    return f"{line} fails: {type(error).__name__}: {text[0] if text else ''}"
+    text = [*str(error).partition("Trace Shapes:")[0].strip().splitlines(), ""][0]
+    return f"{users_line(traceback.extract_tb(error.__traceback__))} fails: {type(error).__name__}: {text}"
 
 
 def _end(tape: Tape, results: list[torch.Tensor], conditions: list[tuple[torch.Tensor, str]]) -> list[str]:

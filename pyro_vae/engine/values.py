@@ -8,23 +8,34 @@ burn values in without a guard is refused.
 from __future__ import annotations
 
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyro_vae.engine import compat
 from pyro_vae.engine.policy import MOST_BURNT, MOST_LENGTHS
-from pyro_vae.engine.tape import paused
+from pyro_vae.engine.tape import Tape, current_line, paused
 
 
 class CaptureError(RuntimeError):
     """A function can't be captured; the message says why, and where."""
+
+
+class NoGraph(CaptureError):
+    """A function has run, as it would have by itself, and makes no graph.
+
+    Attributes:
+        result: what it returned.
+    """
+
+    def __init__(self, reason: str, result: Any):
+        super().__init__(reason)
+        self.result = result
 
 
 @dataclass
@@ -38,44 +49,50 @@ class Guard:
 class Values(TorchFunctionMode):
     """Looks on at torch's functions while a function is traced.
 
+    Args:
+        tape: what the operations are written on.
+
     Attributes:
         guards: the conditions met so far.
+        numbers: tensors that the function has got for Python's numbers, as long as they live.
+        gave_numbers: whether there have been any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tape: Tape) -> None:
         super().__init__()
+        self.tape = tape
         self.guards: list[Guard] = []
+        self.numbers = WeakTensorKeyDictionary()
+        self.gave_numbers = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _HANDLED:
-            return _HANDLED[func](self, func, *args, **kwargs)
-        if func in _REFUSED:
-            refuse(_REFUSED[func])
+        if self.tape.refusal is not None:
+            return func(*args, **kwargs)
         if kwargs.get("generator") is not None or any(isinstance(arg, torch.Generator) for arg in args):
-            refuse("draws from a generator of its own")
+            self.tape.refuse("draws from a generator of its own")
+        elif func in _REFUSED:
+            self.tape.refuse(_REFUSED[func])
+        elif func in _HANDLED:
+            return _HANDLED[func](self, func, *args, **kwargs)
         return func(*args, **kwargs)
 
     def burn(self, tensor: torch.Tensor, most: int = MOST_BURNT) -> Any:
         """The tensor's values, as Python's, which the graph may use as long as they are the same."""
-        if tensor.numel() > most:
-            refuse("asks for the values of a large tensor")
         tensor = tensor.detach()
         with paused():
             expected = tensor.tolist()
+        if tensor.numel() > most:
+            self.tape.refuse("asks for the values of a large tensor")
+            return expected
         if isinstance(expected, list):
             same = (tensor == torch.tensor(expected, dtype=tensor.dtype, device=tensor.device)).all()
         elif tensor.dtype is torch.bool:
             same = tensor if expected else ~tensor
         else:
             same = tensor == expected
-        self.guards.append(Guard(same.reshape(()), users_line(traceback.extract_stack())))
+        self.guards.append(Guard(same.reshape(()), current_line()))
         return expected
-
-
-def refuse(what: str) -> None:
-    """Ends the tracing with the user's line and what it does."""
-    raise CaptureError(f"{users_line(traceback.extract_stack())} {what}")
 
 
 # --- what is handled ------------------------------------------------------------------------------------------------
@@ -83,8 +100,20 @@ def refuse(what: str) -> None:
 
 def _item(mode: Values, func: Any, tensor: torch.Tensor) -> Any:
     """Numbers with a fraction stay tensors; whole ones are sizes and places, as a rule, and are Python's."""
+    if tensor.numel() != 1:
+        return func(tensor)  # raises
     tensor = tensor.detach().reshape(())
-    return tensor if tensor.is_floating_point() or tensor.is_complex() else mode.burn(tensor)
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return mode.burn(tensor)
+    mode.numbers[tensor] = mode.gave_numbers = True
+    return tensor
+
+
+def _compare(mode: Values, func: Any, a: Any, b: Any, **kwargs: Any) -> Any:
+    """Python compares numbers in double precision, torch a number with a float32 in that."""
+    if isinstance(b, float) and isinstance(a, torch.Tensor) and a in mode.numbers:
+        a = a.double()
+    return func(a, b, **kwargs)
 
 
 def _arange(mode: Values, func: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -113,8 +142,8 @@ def _get_item(mode: Values, func: Any, tensor: torch.Tensor, index: Any) -> torc
         places = torch.nonzero_static(index.bool(), size=count)
         return func(tensor, tuple(places.unbind(1)))
     if isinstance(index, tuple) and any(map(_is_mask, index)):
-        refuse(_COUNTED)
-    if isinstance(index, torch.Tensor) and not index.dim():
+        mode.tape.refuse(_COUNTED)
+    elif isinstance(index, torch.Tensor) and not index.dim():
         return tensor.index_select(0, index.reshape(1).to(tensor.device)).squeeze(0)
     return func(tensor, index)
 
@@ -133,13 +162,15 @@ def _contains(mode: Values, func: Any, tensor: torch.Tensor, element: Any) -> bo
 
 def _whole(mode: Values, func: Any, tensor: torch.Tensor) -> int:
     if tensor.is_floating_point() or tensor.is_complex():
-        refuse("turns a tensor into a Python number")
+        mode.tape.refuse("turns a tensor into a Python number")
+        return func(tensor) if func is not None else int(tensor)
     return int(mode.burn(tensor.reshape(())))
 
 
 def _list(mode: Values, func: Any, tensor: torch.Tensor) -> Any:
     if tensor.is_floating_point() or tensor.is_complex():
-        refuse("turns a tensor into a list")
+        mode.tape.refuse("turns a tensor into a list")
+        return func(tensor)
     return mode.burn(tensor)
 
 
@@ -156,7 +187,8 @@ def _allclose(mode: Values, func: Any, a: torch.Tensor, b: torch.Tensor, *args: 
 def _one_hot(mode: Values, func: Any, tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
     """torch's own asks for the largest value; with the number of classes given, that is only a check."""
     if num_classes < 1:
-        refuse("gives a tensor whose shape depends on values")
+        mode.tape.refuse(_COUNTED)
+        return func(tensor, num_classes)
     _truth(mode, func, ((tensor >= 0) & (tensor < num_classes)).all())
     zeros = torch.zeros((*tensor.shape, num_classes), dtype=tensor.dtype, device=tensor.device)
     return zeros.scatter(-1, tensor.unsqueeze(-1), 1)
@@ -171,20 +203,21 @@ def _all(mode: Values, func: Any, tensor: torch.Tensor, *args: Any, **kwargs: An
 
 def _masked_select(mode: Values, func: Any, tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     if not _asked_by(compat.dice_code()):
-        refuse(_COUNTED)
+        mode.tape.refuse(_COUNTED)
+        return func(tensor, mask)
     return torch.where(mask, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
 
 
 def _where(mode: Values, func: Any, condition: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     if not args and not kwargs:
-        refuse(_COUNTED)
+        mode.tape.refuse(_COUNTED)
     return func(condition, *args, **kwargs)
 
 
 def _repeat_interleave(mode: Values, func: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     repeats = args[0] if args else kwargs.get("repeats", tensor)
     if isinstance(repeats, torch.Tensor) and kwargs.get("output_size") is None:
-        refuse(_COUNTED)
+        mode.tape.refuse(_COUNTED)
     return func(tensor, *args, **kwargs)
 
 
@@ -205,12 +238,42 @@ def _of_lengths(mode: Values, func: Any, data: torch.Tensor, second: Any, *args:
     return func(data, second, *args, **kwargs)
 
 
+def _of_data(mode: Values, func: Any, data: Any, *args: Any, **kwargs: Any) -> Any:
+    """torch reads tensors inside of lists where it does not say so."""
+    if not isinstance(data, (list, tuple)) or not any(isinstance(part, torch.Tensor) for part in tree_leaves(data)):
+        return func(data, *args, **kwargs)
+    with paused():
+        like = func(data, *args, **kwargs)
+    if like.requires_grad or like.numel() > MOST_LENGTHS:
+        mode.tape.refuse("makes a tensor of a list of tensors")
+        return like
+    parts = [torch.as_tensor(part).detach().to(like.device, like.dtype).reshape(-1) for part in tree_leaves(data)]
+    return torch.cat(parts).reshape(like.shape)
+
+
+def _of_old(mode: Values, func: Any, tensor: torch.Tensor, data: Any, *args: Any, **kwargs: Any) -> Any:
+    if isinstance(data, (list, tuple)) and any(isinstance(part, torch.Tensor) for part in tree_leaves(data)):
+        mode.tape.refuse("makes a tensor of a list of tensors")
+    return func(tensor, data, *args, **kwargs)
+
+
+def _at_indices(mode: Values, func: Any, tensor: torch.Tensor, where: Any, *args: Any, **kwargs: Any) -> Any:
+    if isinstance(where, torch.Tensor):
+        where = mode.burn(where)
+    return func(tensor, where, *args, **kwargs)
+
+
 _COUNTED = "gives a tensor whose shape depends on values"
 _PACKED = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _HANDLED: dict[Any, Callable[..., Any]] = {
     torch.Tensor.item: _item,
     **dict.fromkeys((torch.Tensor.__bool__, torch.Tensor.is_nonzero, torch.is_nonzero), _truth),
     **dict.fromkeys((torch.Tensor.__int__, torch.Tensor.__index__), _whole),
+    **dict.fromkeys((torch.Tensor.lt, torch.Tensor.le, torch.Tensor.gt, torch.Tensor.ge), _compare),
+    **dict.fromkeys((torch.Tensor.eq, torch.Tensor.ne), _compare),
+    **dict.fromkeys((torch.tensor, torch.as_tensor, torch.asarray), _of_data),
+    torch.Tensor.new_tensor: _of_old,
+    **dict.fromkeys((torch.tensor_split, torch.Tensor.tensor_split), _at_indices),
     torch.Tensor.__contains__: _contains,
     torch.Tensor.tolist: _list,
     **dict.fromkeys((torch.equal, torch.Tensor.equal), _equal),
@@ -252,28 +315,3 @@ def _asked_by(*codes: Any) -> bool:
     """Whether the function being looked at is called by one of these codes."""
     frame = sys._getframe(3)
     return frame is not None and frame.f_code in codes
-
-
-# --- the user's line ------------------------------------------------------------------------------------------------
-
-
-def users_line(frames: Sequence[traceback.FrameSummary]) -> str:
-    """The innermost line of the user's; where there is none, of Pyro's or of a component's."""
-    here = str(Path(__file__).parent)
-    inside = [i for i, frame in enumerate(frames) if frame.filename.startswith(here) and frame.name == "capture"]
-    if not inside:  # the function has run, and what it did can't be written as a graph
-        return "tracing it"
-    called = [frame for frame in frames[inside[-1] :] if not frame.filename.startswith(here)]
-    outside = [frame for frame in called if not frame.filename.startswith(str(Path(torch.__file__).parent))]
-    own = list(_outside_libraries(outside))
-    last = (own or outside or called or frames)[-1]
-    return f"{Path(last.filename).name}, line {last.lineno} ({(last.line or '').strip()!r})"
-
-
-def _outside_libraries(frames: Sequence[traceback.FrameSummary]) -> Iterator[traceback.FrameSummary]:
-    import contextlib
-
-    libraries = (str(Path(pyro.__file__).parent), str(Path(__file__).parents[1]))
-    for frame in frames:
-        if not frame.filename.startswith(libraries) and frame.filename != contextlib.__file__:
-            yield frame

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from pyro_vae.engine import compat
 from pyro_vae.engine.arguments import Call
 from pyro_vae.engine.trace import Captured
 from pyro_vae.engine.values import CaptureError
@@ -61,15 +62,25 @@ class Before:
     Args:
         device: of the call.
         tensors: that it may write to.
+        store: whether Pyro's param store, and the gradients of its parameters, are among it.
     """
 
-    def __init__(self, device: torch.device, tensors: Iterable[torch.Tensor] = ()):
+    def __init__(self, device: torch.device, tensors: Iterable[torch.Tensor] = (), store: bool = False):
         self.random = RandomState(device)
         self._copies = [(tensor, tensor.detach().clone()) for tensor in tensors]
+        parts = compat.store_parts() if store else ()
+        self._parts = [(part, dict(part)) for part in parts]
+        self._grads = [(tensor, tensor.grad) for tensor in parts[0].values()] if parts else []
 
     def put_back(self) -> None:
         """Has everything as it was."""
         self.random.restore()
+        for tensor, grad in self._grads:
+            tensor.grad = grad
+        for part, before in self._parts:
+            if part.keys() != before.keys() or any(part[key] is not value for key, value in before.items()):
+                part.clear()
+                part.update(before)
         with torch.no_grad():
             for tensor, copy in self._copies:
                 tensor.copy_(copy)
@@ -243,12 +254,20 @@ def _agree_but_for_rounding(graph: Graph, call: Call) -> bool:
     return True
 
 
-def check_nothing_left_out(graph: Graph, call: Call) -> None:
+def check_nothing_left_out(graph: Graph, call: Call, watched: Iterable[torch.Tensor]) -> None:
     """Refuses what a replay would leave out.
+
+    Args:
+        watched: the tensors that are watched.
 
     Raises:
         CaptureError: with the reason.
     """
+    known = [*watched, *graph.params.values(), *call.tensors]
+    places = {_memory_of(tensor) for tensor in known} - {0}
+    new = set(map(id, graph.captured.held)) - set(map(id, known))
+    if any(id(tensor) in new and _memory_of(tensor) in places for tensor in graph.captured.held):
+        raise CaptureError("it makes another tensor of the memory of one, such as a Parameter of a buffer")
     if any(tensor._backward_hooks or tensor._post_accumulate_grad_hooks for tensor in graph.params.values()):
         raise CaptureError("a parameter has a hook on its gradient")
     if any(place >= len(graph.captured.held) for place in graph.captured.places_written):
@@ -259,3 +278,8 @@ def check_nothing_left_out(graph: Graph, call: Call) -> None:
     foreign = [t for t in (*graph.captured.held, *call.tensors) if t.requires_grad and id(t) not in known]
     if any(tensor.is_leaf and tensor.grad is not None for tensor in foreign):
         raise CaptureError("a tensor that is no parameter of Pyro's gets a gradient")
+
+
+def _memory_of(tensor: torch.Tensor) -> int:
+    """Where a tensor's memory begins; 0 where it has none."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0

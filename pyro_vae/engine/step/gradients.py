@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from pyro import poutine
 
+from pyro_vae.engine import compat
+
 
 class Gradients:
     """(loss, gradients) of `loss_and_grads(model, guide, *args, **kwargs)`, as Pyro's ELBOs compute them.
@@ -34,23 +36,28 @@ class Gradients:
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, torch.Tensor]]:
         """The loss, and a gradient by name for each parameter that has one."""
         model, guide, loss_and_grads = self.programs()
-        before = {id(tensor): (tensor, tensor.grad) for tensor in self.params.values()}
+        known = (*compat.store_parts()[0].values(), *self.params.values())
+        before = {id(tensor): (tensor, tensor.grad) for tensor in known}
         for tensor, _ in before.values():
             tensor.grad = None
         try:
             with poutine.trace(param_only=True) as found:
                 loss = loss_and_grads(model, guide, *args, **kwargs)
-        finally:  # a call that fails behind its backward pass leaves no gradients
-            met = {name: site["value"].unconstrained() for name, site in sorted(found.trace.nodes.items())}
-            gradients: dict[str, torch.Tensor] = {}
-            taken: set[int] = set()
-            for name, tensor in met.items():
-                if tensor.grad is not None and id(tensor) not in taken:  # one tensor may have two names
-                    taken.add(id(tensor))
-                    gradients[name] = tensor.grad
-                    tensor.grad = None
+        except BaseException:  # what a backward pass has left by then stays, as under Pyro, to be added to
             for tensor, grad in before.values():
-                tensor.grad = grad
+                if grad is not None:
+                    tensor.grad = grad if tensor.grad is None else grad + tensor.grad
+            raise
+        met = {name: site["value"].unconstrained() for name, site in sorted(found.trace.nodes.items())}
+        gradients: dict[str, torch.Tensor] = {}
+        taken: set[int] = set()
+        for name, tensor in met.items():
+            if tensor.grad is not None and id(tensor) not in taken:  # one tensor may have two names
+                taken.add(id(tensor))
+                gradients[name] = tensor.grad
+                tensor.grad = None
+        for tensor, grad in before.values():
+            tensor.grad = grad
         self.params = met
         if self.size is not None:
             size = self.size(*args)
