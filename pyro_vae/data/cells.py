@@ -17,7 +17,6 @@ def describe(series: Any, name: Any, kind: str, where: str) -> Column:
         InputError: naming column and row, where a value breaks the kind.
     """
     import numpy as np
-    import pandas as pd
 
     dtype = str(series.dtype)
     if kind in CODED:
@@ -32,9 +31,7 @@ def describe(series: Any, name: Any, kind: str, where: str) -> Column:
     spread = float(there.std()) or 1.0
     far = kind == "date" or (kind == "real" and abs(there.mean()) > 1e4 * spread)
     origin = float(np.floor(there.min())) if far else 0.0
-    whole = kind != "date" and bool((there == np.round(there)).all())
-    if kind == "date" and pd.api.types.is_string_dtype(series):
-        whole = bool((there == np.floor(there)).all())
+    whole = bool((there == np.round(there)).all())
     return Column(name, kind, dtype, whole=whole, origin=origin)
 
 
@@ -132,6 +129,7 @@ def decode(values: Any, column: Column) -> Any:
         return [column.categories[code] for code in codes]
     values = values + column.origin
     if column.kind == "date":
+        values = np.floor(values) if column.whole else values
         times = pd.to_datetime(np.round(values * DAY), unit="s")
         if column.dtype.startswith("datetime64"):
             zone = column.dtype.partition(", ")[2].rstrip("]")

@@ -89,7 +89,11 @@ def _centre(column: TorchDistribution) -> torch.Tensor:
         mode = column.mode
     except NotImplementedError:
         return column.mean
-    return torch.where(column.mean.isfinite(), column.mean, mode)
+    try:
+        mean = column.mean
+    except NotImplementedError:
+        return mode
+    return torch.where(mean.isfinite(), mean, mode)
 
 
 def _entries(column: TorchDistribution) -> Any:

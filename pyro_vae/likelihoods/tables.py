@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -25,18 +26,27 @@ class Columns(Likelihood):
     Args:
         columns: likelihoods of single numbers, such as [Normal(), Categorical(3), Poisson()]; none makes every column
             Normal().
+        schema: of a table, `Column.plain()` of each column: names, kinds and dtypes, by which rows become a DataFrame.
     """
 
     missing_allowed: bool = True
 
-    def __init__(self, columns: Sequence[Likelihood] = ()):
+    def __init__(self, columns: Sequence[Likelihood] = (), schema: Sequence[Mapping[str, Any]] = ()):
         super().__init__()
         for j, column in enumerate(columns):
             if not isinstance(column, Likelihood) or isinstance(column, (Columns, Multinomial)) or column.built:
                 raise InputError(
                     f"columns[{j}]={column!r} must be a likelihood of single numbers that is in no model yet."
                 )
-        self.columns = tuple(columns)
+        if schema and len(schema) != len(columns):
+            raise InputError(f"schema describes {len(schema)} columns, but columns are {len(columns)}.")
+        self.columns, self.schema = tuple(columns), tuple(map(dict, schema))
+
+    def __repr__(self) -> str:
+        if not self.schema:
+            return super().__repr__()
+        named = (f"{str(c['name'])!r}: {part!r}" for c, part in zip(self.schema, self.columns, strict=True))
+        return f"Columns({{{', '.join(named)}}})"
 
     def setup(self) -> None:
         columns = self.columns or (Normal(),) * self.event_shape[0]
@@ -46,9 +56,7 @@ class Columns(Likelihood):
             )
         # Copies, so that the arguments stay a recipe from which further models can be built.
         self.parts = nn.ModuleList(copy.deepcopy(column).build(event_shape=torch.Size([1])) for column in columns)
-        candidates = torch.tensor([0.0, 0.5, 1.0])
-        fillers = [candidates[part.support.check(candidates).long().argmax()] for part in self.parts]
-        self.register_buffer("fillers", torch.stack(fillers), persistent=False)
+        self.register_buffer("fillers", torch.tensor([part.inside() for part in self.parts]), persistent=False)
 
     @property
     def params_shape(self) -> torch.Size:

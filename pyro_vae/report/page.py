@@ -12,7 +12,7 @@ import torch
 
 from pyro_vae.data.files import replacing
 from pyro_vae.errors import InputError, positive_int
-from pyro_vae.inference.sampling import Posterior, encode, generate, reconstruct
+from pyro_vae.inference.sampling import Posterior, encode, generated, reconstruct
 from pyro_vae.pair import Batch, ModelAndGuide, PairLike, as_pair, device_of, kept_random_state
 from pyro_vae.report import plotting
 
@@ -108,7 +108,7 @@ class _Page:
 
     def samples(self) -> Figure:
         condition = tuple(_repeated(tensor, NUM_SAMPLES) for tensor in self.batch[1:]) or None
-        drawn = generate(self.pair, NUM_SAMPLES, output="mean", condition=condition, like=self.batch, seed=self.seed)
+        drawn = generated(self.pair, NUM_SAMPLES, "mean", 1.0, condition, self.batch, self.seed)
         return plotting.images(_only(drawn), vmax=self.vmax)
 
     def reconstructions(self) -> Figure:

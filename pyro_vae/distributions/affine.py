@@ -1,0 +1,89 @@
+"""A distribution in other units: x with t(x) = loc + scale · u, u of a base distribution, t the identity or the logarithm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions.util import sum_rightmost
+from torch import distributions as torch_dist
+
+
+class Affine(TorchDistribution):
+    """p(x) = p_base(u) |dt/dx| / scale per entry, with u = (t(x) − loc) / scale.
+
+    Args:
+        base: of u, over real numbers, or over positive ones where loc is 0.
+        loc, scale: of t(x).
+        log: whether t is the logarithm; otherwise it is the identity.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, base: TorchDistribution, loc: float, scale: float, log: bool = False):
+        self.base, self.loc, self.scale, self.log = base, loc, scale, log
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        if self.log:
+            return constraints.independent(constraints.positive, len(self.event_shape))
+        return self.base.support
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return self.base.has_rsample
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Affine:
+        return type(self)(self.base.expand(torch.Size(batch_shape)), self.loc, self.scale, self.log)
+
+    def _outer(self, u: torch.Tensor) -> torch.Tensor:
+        moved = self.loc + self.scale * u
+        return moved.exp() if self.log else moved
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
+        return self._outer(self.base.rsample(torch.Size(sample_shape)))
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
+        return self._outer(self.base.sample(torch.Size(sample_shape)))
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        t = value.log() if self.log else value
+        jacobian = -math.log(self.scale) - (t if self.log else torch.zeros_like(t))
+        return self.base.log_prob((t - self.loc) / self.scale) + sum_rightmost(jacobian, len(self.event_shape))
+
+    def _normal(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """loc and scale of log x, where the base is Normal."""
+        inner = self.base
+        while isinstance(inner, torch_dist.Independent):
+            inner = inner.base_dist
+        if not isinstance(inner, torch_dist.Normal):
+            return None
+        return self.loc + self.scale * inner.loc, self.scale * inner.scale
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """E[x]; NaN where x is the exponential of anything but a Normal variable."""
+        if not self.log:
+            return self._outer(self.base.mean)
+        found = self._normal()
+        return torch.full_like(self.base.mean, math.nan) if found is None else (found[0] + found[1] ** 2 / 2).exp()
+
+    @property
+    def mode(self) -> torch.Tensor:
+        """The mode; under the logarithm of anything but a Normal variable, exp of the mode of log x."""
+        found = self._normal() if self.log else None
+        return self._outer(self.base.mode) if found is None else (found[0] - found[1] ** 2).exp()
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """Var[x]; NaN where the mean is."""
+        if not self.log:
+            return self.scale**2 * self.base.variance
+        found = self._normal()
+        if found is None:
+            return torch.full_like(self.base.mean, math.nan)
+        return torch.expm1(found[1] ** 2) * (2 * found[0] + found[1] ** 2).exp()

@@ -1,0 +1,138 @@
+"""The missing cells of a chunk of data under p(x | z_k): draws, conditional means, class probabilities, weighted quantiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro import distributions as dist
+from torch import distributions as torch_dist
+
+from pyro_vae.distributions.rows import Row
+from pyro_vae.inference.importance import Layout, unfold
+
+
+class CellSamples:
+    """What p(x | z_k) says of the missing cells of n data, k = 1, ..., K.
+
+    Attributes:
+        fn: the distribution of the observed site.
+        missing: (n, D), D the cells of one datum.
+        row, cell: of each missing cell, shape (cells,): which datum, and which place in it.
+        drawn: one draw of each, shape (K, cells).
+    """
+
+    def __init__(self, fn: Any, layout: Layout, num_samples: int, missing: torch.Tensor):
+        self.layout, self.num_samples, self.missing = layout, num_samples, missing
+        self.row, self.cell = missing.nonzero(as_tuple=True)
+        self.fn = fn
+        self.drawn = self.taken(fn.sample())
+
+    def arranged(self, values: torch.Tensor, event_dim: int) -> torch.Tensor:
+        """Values of the site as (K, n, D)."""
+        layout = self.layout
+        if layout.fold_model:
+            values = unfold(values, layout, event_dim, self.num_samples)
+        batch = (1,) * -layout.particle_dim
+        values = values.expand(torch.broadcast_shapes(values.shape, (*batch, *values.shape[values.dim() - event_dim :])))
+        data_at = values.dim() - event_dim + layout.plate.dim
+        values = values.movedim(data_at, 1) if data_at != 1 else values
+        size, num_data = self.num_samples, len(self.missing)
+        return values.expand(size, num_data, *values.shape[2:]).reshape(size, num_data, -1)
+
+    def taken(self, values: torch.Tensor) -> torch.Tensor:
+        """Values of the site at the missing cells, (K, cells)."""
+        return self.arranged(values, self.fn.event_dim)[:, self.missing]
+
+    def conditional_mean(self) -> torch.Tensor:
+        """E[x | z_k] of each missing cell, (K, cells); the draw where there is no finite mean."""
+        row = row_of(self.fn)
+        if row is None:
+            try:
+                mean = self.taken(self.fn.mean)
+            except NotImplementedError:
+                return self.drawn
+            return torch.where(mean.isfinite(), mean, self.drawn)
+        means = self.drawn.clone()
+        for j, column in enumerate(row.columns):
+            at = self._cells_of(j)
+            try:
+                mean = self.arranged(column.mean, row.rest_dim + 1)
+            except NotImplementedError:
+                continue
+            mean = mean[:, self.row[at], self.cell[at] % mean.shape[-1]]
+            means[:, at] = torch.where(mean.isfinite(), mean, self.drawn[:, at])
+        return means
+
+    def _cells_of(self, column: int) -> torch.Tensor:
+        """Which of the missing cells lie in a column; further dimensions of a cell lie behind it."""
+        rest = self.missing.shape[1] // len(row_of(self.fn).columns)  # type: ignore[union-attr]
+        return torch.div(self.cell, rest, rounding_mode="floor") == column
+
+    def classes(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """For each column of classes: its cells' places among the missing ones, and probabilities (K, cells, L)."""
+        row = row_of(self.fn)
+        found = []
+        for j, column in enumerate(row.columns if row is not None and row.rest_dim == 0 else ()):
+            probs = class_probs(column)
+            at = self._cells_of(j).nonzero()[:, 0]
+            if probs is not None and len(at):
+                arranged = self.arranged(probs, 2)  # (K, n, L)
+                found.append((at, arranged[:, self.row[at]]))
+        return found
+
+    def counts(self) -> torch.Tensor:
+        """Which missing cells are whole numbers, but no classes, (cells,)."""
+        row = row_of(self.fn)
+        whole = torch.zeros_like(self.row, dtype=torch.bool)
+        for j, column in enumerate(row.columns if row is not None else ()):
+            if column.support.is_discrete:
+                whole |= self._cells_of(j)
+        return whole
+
+
+def row_of(fn: Any) -> Row | None:
+    """The row distribution below masks and independent dimensions, if the site is one of a table."""
+    while isinstance(fn, (torch_dist.Independent, dist.MaskedDistribution)):
+        fn = fn.base_dist
+    return fn if isinstance(fn, Row) else None
+
+
+def class_probs(column: Any) -> torch.Tensor | None:
+    """Probabilities of the classes of a column, (..., 1, L); None for one that has no classes."""
+    while isinstance(column, (torch_dist.Independent, dist.MaskedDistribution)):
+        column = column.base_dist
+    if isinstance(column, torch_dist.Categorical):
+        return column.probs
+    if isinstance(column, torch_dist.Bernoulli):
+        return torch.stack([1 - column.probs, column.probs], dim=-1)
+    return None
+
+
+def quantiles(drawn: torch.Tensor, weights: torch.Tensor, wanted: Sequence[float]) -> dict[float, torch.Tensor]:
+    """Weighted quantiles: the smallest draw up to which the weights sum to at least p.
+
+    Args:
+        drawn: (K, cells).
+        weights: (K, cells), summing to 1 over K.
+        wanted: probabilities p.
+    """
+    order = drawn.T.contiguous().sort(-1)  # (cells, K)
+    reached = weights.T.gather(-1, order.indices).cumsum(-1)
+    found = {}
+    for p in wanted:
+        at = torch.searchsorted(reached, reached.new_full((len(reached), 1), p)).clamp(max=len(drawn) - 1)
+        found[p] = order.values.gather(-1, at)[:, 0]
+    return found
+
+
+def centres(cells: CellSamples, weights: torch.Tensor, median: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean of each missing cell, and the value that fills it: the mean, a count's median, a class's mode; (cells,)."""
+    mean = (cells.conditional_mean() * weights).sum(0)
+    centre = torch.where(cells.counts(), median, mean)
+    for at, probs in cells.classes():
+        shares = (probs * weights[:, at, None]).sum(0)  # (cells, L)
+        centre[at] = shares.argmax(-1).to(centre.dtype)
+        mean[at] = (shares * torch.arange(shares.shape[-1], device=shares.device)).sum(-1).to(mean.dtype)
+    return mean, centre

@@ -1,0 +1,89 @@
+"""The likelihood of a table's columns, by words: which distribution each kind of column has, in the column's own units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from pyro_vae import likelihoods
+from pyro_vae.data.kinds import Column
+from pyro_vae.data.tables import Table
+from pyro_vae.errors import InputError, one_of
+from pyro_vae.likelihoods import Columns, Likelihood
+
+#: Of the networks of a table's VAE, each way.
+HIDDEN, ACTIVATION = (128, 128), "ReLU"
+
+REAL = {"Normal": likelihoods.Normal, "StudentT": likelihoods.StudentT, "Laplace": likelihoods.Laplace}
+COUNTS: dict[str, Callable[..., Likelihood]] = {
+    "Poisson": likelihoods.Poisson,
+    "NegativeBinomial": likelihoods.NegativeBinomial,
+    "ZeroInflatedPoisson": likelihoods.ZeroInflatedPoisson,
+    "ZeroInflatedNegativeBinomial": likelihoods.ZeroInflatedNegativeBinomial,
+}
+#: The words that each kind of column takes; the first is the default.
+WORDS: dict[str, tuple[str, ...]] = {
+    "real": tuple(REAL),
+    "positive": ("LogNormal", "Gamma", *REAL),
+    "count": ("RoundedLogistic", *COUNTS),
+    "binary": ("Bernoulli",),
+    "categorical": ("Categorical",),
+    "ordinal": ("Ordinal", "Categorical"),
+    "date": tuple(REAL),
+}
+
+
+def columns_for(table: Table, words: Mapping[str, str], named: Mapping[Any, str | Likelihood]) -> Columns:
+    """`likelihoods.Columns` for a table, each column standardised by what the table holds.
+
+    Args:
+        table: the training rows.
+        words: a likelihood by kind of column.
+        named: a word, or a likelihood, by name of column.
+
+    Raises:
+        InputError: on a word that its kind does not take, or a name that is no column.
+    """
+    for kind, word in words.items():
+        one_of(kind, word, WORDS[kind])
+    for name in named:
+        if name not in table.kinds:
+            one_of("columns", name, list(table.kinds))
+    parts = []
+    for j, column in enumerate(table.columns):
+        word = named.get(column.name, words.get(column.kind, WORDS[column.kind][0]))
+        if not isinstance(word, Likelihood):
+            one_of(f"columns[{column.name!r}]", word, WORDS[column.kind])
+            word = _likelihood(column, word, table.x[:, j])
+        parts.append(word)
+    return Columns(parts, [column.plain() for column in table.columns])
+
+
+def _likelihood(column: Column, word: str, values: torch.Tensor) -> Likelihood:
+    there = values[~values.isnan()].double()
+    if not len(there):
+        raise InputError(f"column {column.name!r} has no value in these rows; its scale can't be learned.")
+    if word == "Bernoulli":
+        return likelihoods.Bernoulli()
+    if word == "Categorical":
+        return likelihoods.Categorical(len(column.categories))
+    if word == "Ordinal":
+        return likelihoods.Ordinal(len(column.categories))
+    if word in COUNTS:
+        return COUNTS[word]()
+    loc, scale = moments(there)
+    if word == "RoundedLogistic":
+        return likelihoods.RoundedLogistic(loc, scale, "per datum")
+    if word == "LogNormal":
+        return likelihoods.Standardized(likelihoods.Normal("per datum"), *moments(there.log()), log=True)
+    if word == "Gamma":
+        return likelihoods.Standardized(likelihoods.Gamma("per datum"), 0.0, float(f"{there.mean():.6g}"))
+    return likelihoods.Standardized(REAL[word](scale="per datum"), loc, scale)
+
+
+def moments(there: torch.Tensor) -> tuple[float, float]:
+    """Mean and standard deviation to six digits, the second 1 where all values are one."""
+    loc, scale = there.mean(), there.std(correction=0)
+    return float(f"{loc:.6g}"), float(f"{scale:.6g}") if scale > 0 else 1.0
