@@ -13,4 +13,15 @@ from pyro_vae.data.resident import BINARIZATIONS, Binarization, Examples
 from pyro_vae.data.streams import Stream
 from pyro_vae.data.tables import Table
 
-__all__ = ["BINARIZATIONS", "NAMES", "READERS", "Binarization", "Examples", "Splits", "Stream", "Table", "as_examples", "load"]
+__all__ = [
+    "BINARIZATIONS",
+    "NAMES",
+    "READERS",
+    "Binarization",
+    "Examples",
+    "Splits",
+    "Stream",
+    "Table",
+    "as_examples",
+    "load",
+]

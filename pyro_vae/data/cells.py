@@ -8,6 +8,7 @@ from pyro_vae.data.kinds import CODED, Column
 from pyro_vae.errors import InputError, nearest
 
 DAY = 86_400.0  # seconds
+LARGEST = 1e30  # float32 ends at 3e38, and squares of standardised numbers must fit too
 
 
 def describe(series: Any, name: Any, kind: str, where: str) -> Column:
@@ -27,7 +28,9 @@ def describe(series: Any, name: Any, kind: str, where: str) -> Column:
     if kind == "positive":
         _refuse(series, name, where, values <= 0, "a positive number")
     if kind == "count":
-        _refuse(series, name, where, (values < 0) | (values != np.round(values)), "a count: 0, 1, 2 ...", ~np.isnan(values))
+        _refuse(
+            series, name, where, (values < 0) | (values != np.round(values)), "a count: 0, 1, 2 ...", ~np.isnan(values)
+        )
     spread = float(there.std()) or 1.0
     far = kind == "date" or (kind == "real" and abs(there.mean()) > 1e4 * spread)
     origin = float(np.floor(there.min())) if far else 0.0
@@ -92,7 +95,9 @@ def encode(series: Any, column: Column, where: str) -> Any:
     if column.kind == "positive":
         _refuse(series, name, where, values <= 0, "a positive number")
     if column.kind == "count":
-        _refuse(series, name, where, (values < 0) | (values != np.round(values)), "a count: 0, 1, 2 ...", ~np.isnan(values))
+        _refuse(
+            series, name, where, (values < 0) | (values != np.round(values)), "a count: 0, 1, 2 ...", ~np.isnan(values)
+        )
     return values - column.origin
 
 
@@ -199,6 +204,9 @@ def refuse_infinite_cells(values: Any, series: Any, name: Any, where: str) -> No
     import numpy as np
 
     _refuse(series, name, where, np.isinf(values), "a finite number, or a cell that is empty")
+    size = np.abs(values)
+    strange = (size > LARGEST) | ((size > 0) & (size < 1 / LARGEST))
+    _refuse(series, name, where, strange, f"a number from {1 / LARGEST:g} to {LARGEST:g} in size, which the model computes with")
 
 
 def _refuse(series: Any, name: Any, where: str, bad: Any, wanted: str, there: Any = None) -> None:

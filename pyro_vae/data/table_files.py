@@ -97,7 +97,9 @@ def _text_of(path: Path) -> str:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise InputError(f"{path.name}, line {line}: byte {error.start} is no {encoding.upper()}; save the file as UTF-8.") from None
+        raise InputError(
+            f"{path.name}, line {line}: byte {error.start} is no {encoding.upper()}; save the file as UTF-8."
+        ) from None
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise InputError(f"{path.name}, line {line}: there is a zero byte, so this is no text.")
@@ -191,7 +193,9 @@ def _with_dates(frame: Any) -> Any:
         series = frame[name]
         there = series.dropna()
         if len(there) and isinstance(there.iloc[0], str) and are_dates(there):
-            times = pd.to_datetime(series, format="ISO8601", errors="coerce", utc=bool(there.str.contains("[Zz+]").any()))
+            times = pd.to_datetime(
+                series, format="ISO8601", errors="coerce", utc=bool(there.str.contains("[Zz+]").any())
+            )
             if times.notna().sum() == len(there):
                 frame[name] = times
     return frame
@@ -208,3 +212,26 @@ def _read_parquet(path: Path) -> Any:
         return pd.read_parquet(path, engine="pyarrow")
     except Exception as error:  # pyarrow's errors have no common base
         raise InputError(f"{path.name} can't be read as .parquet: {first_sentence(error)}.") from error
+
+
+def check_writable(path: Path) -> Path:
+    """`path` after a look that its ending is one that tables are written in."""
+    if path.suffix.lower() not in (".csv", ".tsv", *PARQUET):
+        raise InputError(f"{path.name}: tables are written as .csv, .tsv or .parquet, not as {path.suffix or 'a file without ending'}.")
+    return path
+
+
+def write_frame(frame: Any, path: Path) -> None:
+    """Writes a DataFrame as CSV, TSV or Parquet, whole or not at all; an index that just counts rows is left out."""
+    import pandas as pd
+
+    from pyro_vae.data.files import replacing
+
+    check_writable(path)
+    plain = pd.DataFrame(frame)
+    index = not isinstance(plain.index, pd.RangeIndex)
+    with replacing(path) as temporary:
+        if path.suffix.lower() in PARQUET:
+            plain.to_parquet(temporary, index=index)
+        else:
+            plain.to_csv(temporary, index=index, sep="\t" if path.suffix.lower() == ".tsv" else ",")

@@ -91,7 +91,9 @@ class Table(Examples):
             series = self.frame[name]
             if name in kinds:
                 if series.notna().sum() == 0:
-                    raise InputError(f"{where}column {name!r} is said to be {kinds[name]}, but has no value in any row.")
+                    raise InputError(
+                        f"{where}column {name!r} is said to be {kinds[name]}, but has no value in any row."
+                    )
                 columns.append(describe(series, name, said_kind(name, kinds[name]), where))
                 continue
             series = _numeric_if_mostly(series, name, where)
@@ -120,7 +122,9 @@ class Table(Examples):
         lines = [
             f"Table of {len(self)} rows and {len(self.columns)} columns, {holes} of {self.x.numel()} cells missing"
         ]
-        cells = [[str(c.name), c.kind, _extent(c, self.x[:, j]), _holes(self.x[:, j])] for j, c in enumerate(self.columns)]
+        cells = [
+            [str(c.name), c.kind, _extent(c, self.x[:, j]), _holes(self.x[:, j])] for j, c in enumerate(self.columns)
+        ]
         lines += _aligned(cells)
         lines += [f"set aside: {name}: {reason}" for name, reason in self.set_aside.items()]
         if self.label is not None:
@@ -132,7 +136,7 @@ class Table(Examples):
 
     def take(self, index: Index) -> Table:
         """The rows at `index`, in that order."""
-        new = super().take(index)
+        new: Any = super().take(index)
         at = as_index(index)
         new.frame = self.frame.iloc[at if isinstance(at, slice) else at.cpu().numpy()]
         return new
@@ -159,7 +163,9 @@ class Table(Examples):
         from pyro_vae.data.named import Splits
 
         if not (0 < validation < 1 and 0 < test < 1 and validation + test < 1):
-            raise InputError(f"validation={validation!r} and test={test!r} must be shares of the rows that leave some to train.")
+            raise InputError(
+                f"validation={validation!r} and test={test!r} must be shares of the rows that leave some to train."
+            )
         sizes = [max(1, int(share * len(self))) for share in (validation, test)]
         if len(self) - sum(sizes) < 2:
             raise InputError(f"{self.name} holds {len(self)} rows, too few to be split in three.")
@@ -216,7 +222,9 @@ def _series(values: Any, column: Column, index: Any) -> Any:
     cells: list[Any] = [None] * len(values)
     for i, value in zip(np.flatnonzero(there), decode(values[there], column), strict=True):
         cells[i] = value
-    nullable = {"bool": "boolean"} | {f"{u}int{n}": f"{'UI' if u else 'I'}nt{n}" for u in ("", "u") for n in (8, 16, 32, 64)}
+    nullable = {"bool": "boolean"} | {
+        f"{u}int{n}": f"{'UI' if u else 'I'}nt{n}" for u in ("", "u") for n in (8, 16, 32, 64)
+    }
     if column.dtype in nullable:
         return pd.Series(cells, index=index, name=column.name, dtype=nullable[column.dtype])
     return as_dtype(cells, column, index)
@@ -265,7 +273,9 @@ def _frame_of(source: Any, missing: tuple[Any, ...]) -> tuple[str, Any]:
         raise InputError(f"{where}columns have {frame.columns.nlevels} levels of names; wanted: one.")
     if (twice := frame.columns[frame.columns.duplicated()]).size:
         at = [i + 1 for i, column in enumerate(frame.columns) if column == twice[0]]
-        raise InputError(f"{where}column {twice[0]!r} occurs twice, as columns {at[0]} and {at[1]}; give each a name of its own.")
+        raise InputError(
+            f"{where}column {twice[0]!r} occurs twice, as columns {at[0]} and {at[1]}; give each a name of its own."
+        )
     if not len(frame.columns) or not len(frame):
         raise InputError(f"{where}there are {len(frame)} rows and {len(frame.columns)} columns: no data.")
     return name, frame.mask(frame.isin(list(missing))) if missing else frame

@@ -28,7 +28,7 @@ class Affine(TorchDistribution):
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     @constraints.dependent_property
-    def support(self) -> constraints.Constraint:
+    def support(self) -> Any:
         if self.log:
             return constraints.independent(constraints.positive, len(self.event_shape))
         return self.base.support

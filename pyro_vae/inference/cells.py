@@ -1,4 +1,4 @@
-"""The missing cells of a chunk of data under p(x | z_k): draws, conditional means, class probabilities, weighted quantiles."""
+"""Missing cells of a chunk of data under p(x | z_k): draws, conditional means, class probabilities, weighted quantiles."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class CellSamples:
         if layout.fold_model:
             values = unfold(values, layout, event_dim, self.num_samples)
         batch = (1,) * -layout.particle_dim
-        values = values.expand(torch.broadcast_shapes(values.shape, (*batch, *values.shape[values.dim() - event_dim :])))
+        values = values.expand(
+            torch.broadcast_shapes(values.shape, (*batch, *values.shape[values.dim() - event_dim :]))
+        )
         data_at = values.dim() - event_dim + layout.plate.dim
         values = values.movedim(data_at, 1) if data_at != 1 else values
         size, num_data = self.num_samples, len(self.missing)
@@ -87,7 +89,8 @@ class CellSamples:
         row = row_of(self.fn)
         whole = torch.zeros_like(self.row, dtype=torch.bool)
         for j, column in enumerate(row.columns if row is not None else ()):
-            if column.support.is_discrete:
+            support: Any = column.support
+            if support.is_discrete:
                 whole |= self._cells_of(j)
         return whole
 

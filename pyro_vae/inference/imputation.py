@@ -128,7 +128,9 @@ def impute(
     batch = tuple(t.to(device) for t in batch)
     missing = batch[0].isnan() if missing is None else missing.to(device)
     if missing.shape != batch[0].shape or missing.dtype != torch.bool:
-        raise InputError(f"missing must be a mask of shape {tuple(batch[0].shape)}, not {tuple(missing.shape)} of {missing.dtype}.")
+        raise InputError(
+            f"missing must be a mask of shape {tuple(batch[0].shape)}, not {tuple(missing.shape)} of {missing.dtype}."
+        )
     data.Examples(batch[0], extras=batch[1:]).check_finite(missing_allowed=True)
     check_batch(pair, *batch)
     imputation = Sampler(pair, batch, missing, num_samples, seed, max_memory).imputation()
@@ -158,10 +160,14 @@ class Sampler:
         _, model_trace = trace_pair(self.pair, few)
         names = list(sample_sites(model_trace, observed=True))
         if len(names) > 1:
-            raise InputError(f"The model observes several sites ({', '.join(names)}); which of them x is, is not known.")
+            raise InputError(
+                f"The model observes several sites ({', '.join(names)}); which of them x is, is not known."
+            )
         value = model_trace.nodes[names[0]]["value"]
         if value.numel() != few[0].numel():
-            raise InputError(f"Site {names[0]!r} has shape {tuple(value.shape)}, but x {tuple(few[0].shape)}: not cell for cell.")
+            raise InputError(
+                f"Site {names[0]!r} has shape {tuple(value.shape)}, but x {tuple(few[0].shape)}: not cell for cell."
+            )
         return names[0]
 
     def _chunks(self) -> Iterator[tuple[slice, Batch, torch.Tensor]]:
@@ -181,7 +187,8 @@ class Sampler:
         """All figures, in one pass."""
         x = self.batch[0]
         wanted = sorted({round((1 + sign * level) / 2, 6) for level in LEVELS for sign in (-1, 1)} | {0.5})
-        results = {name: x.clone() for name in ("values", "mean", *wanted)}
+        values, mean_of = x.clone(), x.clone()
+        results = {p: x.clone() for p in wanted}
         khat, ess = torch.empty(2, len(x), dtype=torch.float64, device=x.device)
         with evaluating(self.pair), kept_random_state(x.device, self.seed):
             for part, chunk, missing in self._chunks():
@@ -194,10 +201,10 @@ class Sampler:
                 weights = log_w.softmax(0).to(cells.drawn.dtype)[:, cells.row]  # (K, cells)
                 filled = quantiles(cells.drawn, weights, wanted)
                 mean, centre = centres(cells, weights, filled[0.5])
-                for name, value in {"values": centre, "mean": mean, **filled}.items():
-                    results[name][part].view(len(missing), -1)[missing] = value.to(x.dtype)
-        values, mean = results.pop("values"), results.pop("mean")
-        return Imputation(values, mean, self.missing, results, khat, ess, self.num_samples, self)
+                targets = [(values, centre), (mean_of, mean), *((results[p], filled[p]) for p in wanted)]
+                for target, value in targets:
+                    target[part].view(len(missing), -1)[missing] = value.to(x.dtype)
+        return Imputation(values, mean_of, self.missing, results, khat, ess, self.num_samples, self)
 
     def resampled(self, num_draws: int, seed: int) -> torch.Tensor:
         """Completed data, (num_draws, N, *event_shape)."""

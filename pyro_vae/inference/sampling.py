@@ -76,7 +76,13 @@ def generate(
 
 
 def generated(
-    pair: ModelAndGuide, num_samples: int, output: Output, temperature: float, condition: Any, like: Any, seed: int | None
+    pair: ModelAndGuide,
+    num_samples: int,
+    output: Output,
+    temperature: float,
+    condition: Any,
+    like: Any,
+    seed: int | None,
 ) -> torch.Tensor | dict[str, torch.Tensor]:
     """What `generate` draws, as tensors in any case."""
     tempered = Tempered(temperature)

@@ -53,11 +53,12 @@ def columns_for(table: Table, words: Mapping[str, str], named: Mapping[Any, str 
             one_of("columns", name, list(table.kinds))
     parts = []
     for j, column in enumerate(table.columns):
-        word = named.get(column.name, words.get(column.kind, WORDS[column.kind][0]))
-        if not isinstance(word, Likelihood):
-            one_of(f"columns[{column.name!r}]", word, WORDS[column.kind])
-            word = _likelihood(column, word, table.x[:, j])
-        parts.append(word)
+        chosen = named.get(column.name, words.get(column.kind, WORDS[column.kind][0]))
+        if isinstance(chosen, Likelihood):
+            parts.append(chosen)
+        else:
+            one_of(f"columns[{column.name!r}]", chosen, WORDS[column.kind])
+            parts.append(_likelihood(column, chosen, table.x[:, j]))
     return Columns(parts, [column.plain() for column in table.columns])
 
 
