@@ -17,13 +17,15 @@ class Affine(TorchDistribution):
 
     Args:
         base: of u, over real numbers, or over positive ones where loc is 0.
-        loc, scale: of t(x).
+        loc, scale: of t(x); numbers, or tensors that broadcast with x.
         log: whether t is the logarithm; otherwise it is the identity.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, base: TorchDistribution, loc: float, scale: float, log: bool = False):
+    def __init__(
+        self, base: TorchDistribution, loc: float | torch.Tensor, scale: float | torch.Tensor, log: bool = False
+    ):
         self.base, self.loc, self.scale, self.log = base, loc, scale, log
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
@@ -52,7 +54,8 @@ class Affine(TorchDistribution):
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         t = value.log() if self.log else value
-        jacobian = -math.log(self.scale) - (t if self.log else torch.zeros_like(t))
+        log_scale = self.scale.log() if isinstance(self.scale, torch.Tensor) else math.log(self.scale)
+        jacobian = -log_scale - (t if self.log else torch.zeros_like(t))
         return self.base.log_prob((t - self.loc) / self.scale) + sum_rightmost(jacobian, len(self.event_shape))
 
     def _normal(self) -> tuple[torch.Tensor, torch.Tensor] | None:

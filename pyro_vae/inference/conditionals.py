@@ -73,11 +73,11 @@ def given_rows(pair: ModelAndGuide, num_rows: int, given: Mapping[Any, Any], see
     import pandas as pd
 
     columns = _columns(pair)
-    row = torch.full((1, len(columns)), torch.nan)
+    parameter = next(iter(pair.parameters()))  # type: ignore[attr-defined]
+    row = torch.full((1, len(columns)), torch.nan, dtype=parameter.dtype)
     for name, j in zip(given, _places("given", list(given), columns), strict=True):
         row[0, j] = float(encode(pd.Series([given[name]], dtype=object), columns[j], "given: ")[0])
-    parameter = next(iter(pair.parameters()))  # type: ignore[attr-defined]
-    row = row.to(device_of(pair)).to(parameter.dtype)
+    row = row.to(device_of(pair))
     seed = int(torch.randint(2**31, ())) if seed is None else seed
     size = max(FEWEST, SAMPLES_PER_DRAW * num_rows)
     sampler = Sampler(pair, (row,), row.isnan(), size, seed, 2**30)
@@ -86,6 +86,8 @@ def given_rows(pair: ModelAndGuide, num_rows: int, given: Mapping[Any, Any], see
     if khat > 0.7:
         logger.warning("The draws given %s have k-hat %.2f: they are not to be trusted.", dict(given), khat)
     frame = frame_of_cells(sampler.resampled(num_rows, 0)[:, 0], columns)
+    for name, value in given.items():  # as it was said, not as float32 has it
+        frame[name] = pd.Series([value] * num_rows, dtype=frame[name].dtype)
     frame.attrs = {"ess": ess, "khat": khat, "num_samples": size}
     return frame
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -35,13 +35,19 @@ WORDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def columns_for(table: Table, words: Mapping[str, str], named: Mapping[Any, str | Likelihood]) -> Columns:
+def columns_for(
+    table: Table,
+    words: Mapping[str, str],
+    named: Mapping[Any, str | Likelihood],
+    inputs: Literal["vector", "set"] = "vector",
+) -> Columns:
     """`likelihoods.Columns` for a table, each column standardised by what the table holds.
 
     Args:
         table: the training rows.
         words: a likelihood by kind of column.
         named: a word, or a likelihood, by name of column.
+        inputs: what the encoder reads, as in `Columns`.
 
     Raises:
         InputError: on a word that its kind does not take, or a name that is no column.
@@ -59,7 +65,7 @@ def columns_for(table: Table, words: Mapping[str, str], named: Mapping[Any, str 
         else:
             one_of(f"columns[{column.name!r}]", chosen, WORDS[column.kind])
             parts.append(_likelihood(column, chosen, table.x[:, j]))
-    return Columns(parts, [column.plain() for column in table.columns])
+    return Columns(parts, [column.plain() for column in table.columns], inputs)
 
 
 def _likelihood(column: Column, word: str, values: torch.Tensor) -> Likelihood:

@@ -18,7 +18,7 @@ from pyro_vae.likelihoods import Bernoulli, Likelihood
 from pyro_vae.models.base import ComposedPair
 from pyro_vae.models.matching import built_to, refuse_strangers, wanted_by
 from pyro_vae.models.tables import ACTIVATION, HIDDEN, columns_for
-from pyro_vae.networks import MLP, Condition, Network, as_network
+from pyro_vae.networks import MLP, Condition, DeepSets, Network, as_network
 from pyro_vae.priors import Prior, StandardNormal
 
 
@@ -201,7 +201,8 @@ class VAE(ComposedPair):
         """
         table = table if isinstance(table, Table) else Table(table)
         words = {"real": real, "positive": positive, "count": count, "ordinal": ordinal, "date": date}
-        likelihood = columns_for(table, words, columns or {})
+        inputs: Any = "set" if isinstance(parts.get("encoder"), DeepSets) else "vector"
+        likelihood = columns_for(table, words, columns or {}, inputs)
         parts.setdefault("decoder", MLP(HIDDEN, ACTIVATION))
         if parts.get("guide") is None or parts["guide"].amortized:
             parts.setdefault("encoder", MLP(HIDDEN, ACTIVATION))
