@@ -25,10 +25,15 @@ NOISE = 0.5
 
 def factor_analysis() -> tuple[VAE, torch.Tensor, torch.Tensor, pd.DataFrame]:
     """A table's VAE whose decoder is linear, the mean and covariance of its rows in the table's units, and such rows."""
-    columns = [likelihoods.Standardized(likelihoods.Normal(NOISE), m, s) for m, s in zip(LOC.tolist(), SCALE.tolist(), strict=True)]
+    columns = [
+        likelihoods.Standardized(likelihoods.Normal(NOISE), m, s)
+        for m, s in zip(LOC.tolist(), SCALE.tolist(), strict=True)
+    ]
     schema = [{"name": name, "kind": "real", "dtype": "float64"} for name in "abcd"]
     encoder = networks.MLP([8])
-    vae = VAE((4,), 2, likelihood=likelihoods.Columns(columns, schema), encoder=encoder, decoder=networks.MLP([])).double()
+    vae = VAE(
+        (4,), 2, likelihood=likelihoods.Columns(columns, schema), encoder=encoder, decoder=networks.MLP([])
+    ).double()
     layer = vae.decoder.layers[-1]
     weight, bias = layer.weight.detach(), layer.bias.detach()
     guide = encoder.layers[-1]  # draws from a normal a little wider than the prior, so that weights are bounded
@@ -58,7 +63,7 @@ def conditional(x: torch.Tensor, mean: torch.Tensor, cov: torch.Tensor) -> tuple
 
 
 def test_means_and_intervals_are_those_of_the_conditional_gaussian():
-    """Each mean within 5 Monte Carlo errors, each end of an interval within 6 (of its own density); false alarm below 1e-3."""
+    """Each mean within 5 Monte Carlo errors, each interval's end within 6 of its own; false alarm below 1e-3."""
     vae, mean, cov, frame = factor_analysis()
     filled = impute(vae, frame, num_samples=4000)
     low, high = filled.interval(0.9)
@@ -112,7 +117,7 @@ def test_conditional_scores_and_draws_are_those_of_the_conditional_gaussian():
 
 
 class Known:
-    """x ~ N(μ, W Wᵀ + s²) with one factor, missing cells masked by hand; μ comes with each datum, so data sets share a batch."""
+    """x ~ N(μ, W Wᵀ + s²) with one factor, missing cells masked by hand; each datum brings its μ."""
 
     weight, noise = torch.tensor([1.0, 0.9, -0.7]), torch.tensor([0.7, 0.8, 0.6])
 
@@ -210,7 +215,14 @@ def trained(frame: pd.DataFrame, **options) -> tuple[VAE, Table]:
     return vae, table
 
 
-BY_KIND = {"real": "real", "positive": "positive", "count": "whole", "binary": "flag", "categorical": "word", "ordinal": "grade"}
+BY_KIND = {
+    "real": "real",
+    "positive": "positive",
+    "count": "whole",
+    "binary": "flag",
+    "categorical": "word",
+    "ordinal": "grade",
+}
 BY_KIND["date"] = "day"
 COMBINATIONS = [*itertools.combinations(BY_KIND, 1), *itertools.combinations(BY_KIND, 2), tuple(BY_KIND)]
 
@@ -288,7 +300,10 @@ def test_bad_questions_are_refused():
         (lambda: generate(vae, 3, given={"a": "x"}), "given: column 'a', row 0: 'x' is not a number"),
         (lambda: impute(vae, frame).interval(0.8), "level=0.8 is not known. Choose one of 0.5, 0.9"),
         (lambda: impute(vae, frame[["a"]]), "there is no column 'b'"),
-        (lambda: impute(vae, torch.zeros(2, 4).double(), missing=torch.zeros(2, 3).bool()), r"missing must be a mask of shape \(2, 4\)"),
+        (
+            lambda: impute(vae, torch.zeros(2, 4).double(), missing=torch.zeros(2, 3).bool()),
+            r"missing must be a mask of shape \(2, 4\)",
+        ),
         (lambda: generate(VAE((2,), 1), 3, given={"a": 1}), "this pair models none"),
     ):
         with pytest.raises(InputError, match=message):
@@ -296,10 +311,10 @@ def test_bad_questions_are_refused():
 
 
 def test_the_five_lines_run_on_a_file(tmp_path):
-    lines = ["age,sex,smoker,visit,weight", *(
-        f"{'' if i % 5 == 0 else 30 + i % 37},{'f' if i % 3 else 'm'},{['True', 'False', ''][i % 3]},2024-0{i % 9 + 1}-1{i % 9},{60 + i / 7:.2f}"
-        for i in range(60)
-    )]
+    lines = ["age,sex,smoker,visit,weight"]
+    for i in range(60):
+        age, sex, smoker = "" if i % 5 == 0 else 30 + i % 37, "fm"[i % 3 == 0], ["True", "False", ""][i % 3]
+        lines.append(f"{age},{sex},{smoker},2024-0{i % 9 + 1}-1{i % 9},{60 + i / 7:.2f}")
     (tmp_path / "patients.csv").write_text("\n".join(lines))
     table = data.Table(tmp_path / "patients.csv")
     vae = VAE.for_table(table, latent_dim=3)

@@ -27,7 +27,10 @@ def test_an_affine_has_the_density_of_its_units():
         (likelihoods.Standardized(likelihoods.Normal(0.7), 40.0, 13.0), stats.norm(40 + 13 * a, 13 * 0.7)),
         (likelihoods.Standardized(likelihoods.StudentT(4.0, 0.7), 40.0, 13.0), stats.t(4, 40 + 13 * a, 13 * 0.7)),
         (likelihoods.Standardized(likelihoods.Laplace(0.7), 40.0, 13.0), stats.laplace(40 + 13 * a, 13 * 0.7)),
-        (likelihoods.Standardized(likelihoods.Gamma(2.5), 0.0, 13.0), stats.gamma(2.5, scale=13 * np.logaddexp(0, a) / 2.5)),
+        (
+            likelihoods.Standardized(likelihoods.Gamma(2.5), 0.0, 13.0),
+            stats.gamma(2.5, scale=13 * np.logaddexp(0, a) / 2.5),
+        ),
         (
             likelihoods.Standardized(likelihoods.Normal(0.7), 1.5, 0.4, log=True),
             stats.lognorm(0.4 * 0.7, scale=np.exp(1.5 + 0.4 * a)),

@@ -36,7 +36,9 @@ def mixed(rows: int = ROWS, seed: int = 0) -> pd.DataFrame:
             "level": g.integers(1, 6, rows),
             "day": pd.Timestamp("2020-02-01") + pd.to_timedelta(g.integers(0, 900, rows), unit="D"),
             "moment": pd.date_range("2021-03-05 10:00", periods=rows, freq="37min", tz="Europe/Berlin"),
-            "text_day": (pd.Timestamp("2020-02-01") + pd.to_timedelta(g.integers(0, 900, rows), unit="D")).strftime("%Y-%m-%d"),
+            "text_day": (pd.Timestamp("2020-02-01") + pd.to_timedelta(g.integers(0, 900, rows), unit="D")).strftime(
+                "%Y-%m-%d"
+            ),
         },
         index=[f"row {i}" for i in range(rows)],
     )
@@ -219,7 +221,10 @@ MALFORMED = {
     "Latin-1": ("a,b\n1,Köln\n2,y\n".encode("latin-1"), r"t\.csv, line 2: byte 7 is no UTF-8"),
     "infinity": (b"a,b\n1.5,2\ninf,3\n2.5,9\n", r"t\.csv: column 'a', row 1: inf is not a finite number"),
     "minus infinity": (b"a,b\n1.5,2\n-inf,3\n2.5,9\n", r"t\.csv: column 'a', row 1: -inf is not a finite number"),
-    "a word among numbers": (b"a\n" + b"1\n2\n3\n4\n" * 3 + b"n.a.x\n", r"t\.csv: column 'a', row 12: 'n\.a\.x' stands among"),
+    "a word among numbers": (
+        b"a\n" + b"1\n2\n3\n4\n" * 3 + b"n.a.x\n",
+        r"t\.csv: column 'a', row 12: 'n\.a\.x' stands among",
+    ),
     "all missing": (b"a,b\n,\n,\n", r"t\.csv: no column is left to model \(a: no value in any row; b: no value"),
     "constants alone": (b"a,b\n1,2\n1,2\n", r"t\.csv: no column is left to model \(a: constant: 1"),
     "not a table at all": (bytes(range(256)) * 4, r"t\.csv, line \d+: byte \d+ is no UTF-8"),
@@ -247,7 +252,10 @@ MALFORMED = {
     "index of pandas": (b",a,b\n0,1.5,x\n1,2.5,y\n2,3.5,z\n", (3, 2)),
     "missing in many words": (b"a,b\n1.5,x\nNA,?\nnan,\n3.5,z\n2.5,y\n", (5, 2)),
     "10,000 categories": (b"a,b\n" + b"".join(b"%d.5,c%d\n" % (i % 7, i) for i in range(10_000)), (10_000, 1)),
-    "huge numbers": (b"a,b\n1e300,1.5\n2e300,2.5\n1e-300,3\n", r"t\.csv: column 'a', row 0: 1e.300 is not a number from 1e-30 to 1e.30 in size"),
+    "huge numbers": (
+        b"a,b\n1e300,1.5\n2e300,2.5\n1e-300,3\n",
+        r"t\.csv: column 'a', row 0: 1e.300 is not a number from 1e-30 to 1e.30 in size",
+    ),
     "booleans with holes": (b"a,b\n1.5,True\n2.5,\n3.5,False\n", (3, 2)),
     "mixed dates": (b"a,b\n1.5,2020-01-02\n2.5,2020-01-03T10:00:00\n3.5,\n", (3, 2)),
 }

@@ -12,7 +12,10 @@ from pyro_vae.cli.tables import sample_rows
 
 def sample(arguments: list[str]) -> None:
     """`pyro-vae sample RUN`: draws new data from a trained run."""
-    parser = parser_of("sample", "Draws new data from a trained run, as a picture (.png), as numbers (.npy, .pt), or as rows of a table (.csv, .parquet).")
+    parser = parser_of(
+        "sample",
+        "Draws new data from a trained run, as a picture (.png), numbers (.npy, .pt), or rows of a table (.csv, .parquet).",
+    )
     add_run_options(parser)
     parser.add_argument("-n", "--num_samples", "--num-samples", type=int, default=64, help="how many")
     parser.add_argument("--mean", action="store_true", help="E[x | z] in place of a draw of x")

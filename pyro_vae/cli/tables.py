@@ -25,7 +25,7 @@ def said_kinds(words: Sequence[str] | None) -> dict[str, str] | None:
 
 
 def kinds_for(config: Any) -> dict[str, str] | None:
-    """Kinds by which `data.load` reads the source: {} for a table of numbers, None for what is no table or shows itself as one.
+    """Kinds by which `data.load` reads the source; {} makes a table of numbers one, None leaves that to `data.load`.
 
     An array of numbers in [0, 1] stays an array, as do one with very many columns and one whose likelihood is named.
     """
@@ -103,3 +103,25 @@ def sample_rows(pair: Any, config: Any) -> None:
     write_frame(frame, target)
     ess = f", effective sample size {frame.attrs['ess']:.0f} of {frame.attrs['num_samples']}" if given else ""
     print(f"{config.num_samples} rows of {frame.shape[1]} columns{ess}: {target}")
+
+
+def table_rows(pair: Any, test: Any, samples: int, seed: int, out: Path) -> list[tuple[str, str]]:
+    """Lines on imputing the test rows, a fifth of whose cells are hidden anew; the figures by column go to columns.csv."""
+    from pyro_vae.data.files import replacing
+    from pyro_vae.errors import InputError
+    from pyro_vae.inference.table_report import evaluate_table
+
+    try:
+        report = evaluate_table(pair, test, num_samples=samples, seed=seed)
+    except InputError:  # too few rows to hide a cell of
+        return []
+    with replacing(out / "columns.csv") as temporary:
+        report.columns.to_csv(temporary, index_label="column")
+    found = report.summary()
+    words = {
+        "nrmse": "error of numbers {:.3f} standard deviations",
+        "accuracy": "{:.1%} of classes right",
+        "coverage_90": "90 % intervals cover {:.1%}",
+    }
+    said = [text.format(found[name]) for name, text in words.items() if name in found]
+    return [("imputing 20 %", "; ".join(said)), ("  by column", str(out / "columns.csv"))]

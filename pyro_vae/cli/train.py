@@ -29,16 +29,7 @@ def train(arguments: list[str]) -> None:
     if config.samples != 0:
         positive_int("--samples", config.samples)
     out: Any = claim(config.out or _default_folder(config.data, config.resume), config.resume)
-    splits = data.load(
-        config.data,
-        root=config.data_root,
-        pixels=config.pixels,
-        size=config.size,
-        binarize="none",
-        seed=config.seed,
-        kinds=kinds_for(config),
-        label=config.label,
-    )
+    splits = _loaded(config)
     if config.epochs is None:
         config.epochs = max(20, 3000 * config.fit.batch_size // len(splits.train))
     pair, objective = _built(config, splits)
@@ -69,6 +60,20 @@ def train(arguments: list[str]) -> None:
         **config.fit.as_dict(),
     )
     score_and_show(pair, splits, kept, config.samples, out, not config.quiet, out / "test.json", result)
+
+
+def _loaded(config: Any) -> data.Splits:
+    """The data that the options name, in three parts."""
+    return data.load(
+        config.data,
+        root=config.data_root,
+        pixels=config.pixels,
+        size=config.size,
+        binarize="none",
+        seed=config.seed,
+        kinds=kinds_for(config),
+        label=config.label,
+    )
 
 
 def _built(config: Any, splits: data.Splits) -> tuple[Any, Any]:

@@ -113,10 +113,10 @@ def _codes(series: Any, column: Column, where: str) -> Any:
         code = numbers.get(_plain(value))
         if code is None:
             known = list(map(str, column.categories))
-            hint = nearest(str(value), known)
+            hint, more = nearest(str(value), known), ", ..." if len(known) > 6 else ""
             raise InputError(
                 f"{where}column {column.name!r}, {row_name(series, i)}: {_plain(value)!r} is none of the "
-                f"{len(known)} values that were there in training ({', '.join(known[:6])}{', ...' if len(known) > 6 else ''})."
+                f"{len(known)} values that were there in training ({', '.join(known[:6])}{more})."
                 f"{hint}"
             )
         codes[i] = code
@@ -206,7 +206,13 @@ def refuse_infinite_cells(values: Any, series: Any, name: Any, where: str) -> No
     _refuse(series, name, where, np.isinf(values), "a finite number, or a cell that is empty")
     size = np.abs(values)
     strange = (size > LARGEST) | ((size > 0) & (size < 1 / LARGEST))
-    _refuse(series, name, where, strange, f"a number from {1 / LARGEST:g} to {LARGEST:g} in size, which the model computes with")
+    _refuse(
+        series,
+        name,
+        where,
+        strange,
+        f"a number from {1 / LARGEST:g} to {LARGEST:g} in size, which the model computes with",
+    )
 
 
 def _refuse(series: Any, name: Any, where: str, bad: Any, wanted: str, there: Any = None) -> None:

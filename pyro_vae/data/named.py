@@ -139,7 +139,8 @@ def load(
     test part (CelebA: validation part too); any class of `torchvision.datasets` that has both parts can be
     named. A file is .npy, .npz or .pt, whose arrays may be named x, y, x_train, test_labels ...; where it holds
     lengths too, x are sequences and batches (x, lengths). Or it is a table, .csv, .tsv or .parquet: one of numbers
-    alone without a missing cell is an array, any other a `Table`. A folder holds pictures: in subfolders that are classes, or in train/ and test/, or neither. A part that is missing
+    alone without a missing cell is an array, any other a `Table`. A folder holds pictures: in subfolders that
+    are classes, or in train/ and test/, or neither. A part that is missing
     is a tenth of the training data (at most 10,000 where the set has a test part).
 
     Args:

@@ -35,9 +35,8 @@ def read_file(path: Path) -> dict[str, Examples]:
     """The parts that a file holds, by the names of its arrays."""
     suffix = path.suffix.lower()
     if suffix not in READERS:
-        raise InputError(
-            f"{path} is no kind of file known here; wanted: {', '.join([*READERS, *TEXT, *PARQUET])}, or a folder of pictures."
-        )
+        known = ", ".join([*READERS, *TEXT, *PARQUET])
+        raise InputError(f"{path} is no kind of file known here; wanted: {known}, or a folder of pictures.")
     try:
         named = READERS[suffix](path)
     except InputError:

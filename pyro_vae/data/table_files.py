@@ -88,11 +88,8 @@ def parsed(text: str, name: str, missing: tuple[Any, ...] = ()) -> Any:
 def _text_of(path: Path) -> str:
     """The text of a file, unpacked, in UTF-8 or in what its byte order mark says."""
     raw = _unpacked(path)
-    for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
-        if raw.startswith(mark):
-            break
-    else:
-        encoding = "utf-8"
+    marks = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+    encoding = next((name for mark, name in marks.items() if raw.startswith(mark)), "utf-8")
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
@@ -151,7 +148,7 @@ def _checked_rows(text: str, delimiter: str, name: str) -> tuple[list[list[str]]
                 if rows and len(row or [""]) != len(rows[0]):
                     raise InputError(
                         f"{name}, line {before}: there are {len(row)} cells, but {len(rows[0])} columns "
-                        f"({', '.join(rows[0][:4])}{', ...' if len(rows[0]) > 4 else ''}); each row needs one cell per column."
+                        f"({', '.join(rows[0][:4])}{', ...' if len(rows[0]) > 4 else ''}); wanted: one for each."
                     )
                 count += 1
                 if count <= 200:
@@ -171,7 +168,7 @@ def _refuse_bad_names(names: list[str], file: str, index: int | None) -> None:
             raise InputError(f"{file}: column {i + 1} has no name in the header; give it one.")
         if name in seen:
             raise InputError(
-                f"{file}: column {name!r} occurs twice, as columns {seen[name] + 1} and {i + 1}; give each a name of its own."
+                f"{file}: column {name!r} occurs twice, as columns {seen[name] + 1} and {i + 1}; give each its own name."
             )
         seen[name] = i
 
@@ -217,7 +214,9 @@ def _read_parquet(path: Path) -> Any:
 def check_writable(path: Path) -> Path:
     """`path` after a look that its ending is one that tables are written in."""
     if path.suffix.lower() not in (".csv", ".tsv", *PARQUET):
-        raise InputError(f"{path.name}: tables are written as .csv, .tsv or .parquet, not as {path.suffix or 'a file without ending'}.")
+        raise InputError(
+            f"{path.name}: tables are written as .csv, .tsv or .parquet, not as {path.suffix or 'a file without ending'}."
+        )
     return path
 
 

@@ -294,8 +294,8 @@ def _numeric_if_mostly(series: Any, name: Any, where: str) -> Any:
     if words.any():
         i = int(words.to_numpy().argmax())
         raise InputError(
-            f"{where}column {name!r}, row {series.index[i]!r}: {series.iloc[i]!r} stands among numbers; correct it, name it in "
-            f"missing=[{series.iloc[i]!r}], or say kinds={{{name!r}: 'categorical'}}."
+            f"{where}column {name!r}, row {series.index[i]!r}: {series.iloc[i]!r} stands among numbers; correct it, or "
+            f"say missing=[{series.iloc[i]!r}] or kinds={{{name!r}: 'categorical'}}."
         )
     return numbers
 

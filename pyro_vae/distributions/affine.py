@@ -1,4 +1,4 @@
-"""A distribution in other units: x with t(x) = loc + scale · u, u of a base distribution, t the identity or the logarithm."""
+"""A distribution in other units: of x with t(x) = loc + scale · u, t the identity or the logarithm, u of a base."""
 
 from __future__ import annotations
 

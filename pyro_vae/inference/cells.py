@@ -10,6 +10,7 @@ from pyro import distributions as dist
 from torch import distributions as torch_dist
 
 from pyro_vae.distributions.rows import Row
+from pyro_vae.errors import InputError
 from pyro_vae.inference.importance import Layout, unfold
 
 
@@ -66,6 +67,26 @@ class CellSamples:
             mean = mean[:, self.row[at], self.cell[at] % mean.shape[-1]]
             means[:, at] = torch.where(mean.isfinite(), mean, self.drawn[:, at])
         return means
+
+    def log_prob(self, truth: torch.Tensor) -> torch.Tensor:
+        """log p(x | z_k) of each missing cell at its true value, (K, cells); for rows of a table.
+
+        Args:
+            truth: (n, D).
+        """
+        row = row_of(self.fn)
+        if row is None or row.rest_dim:
+            raise InputError("The observed site is no row of a table, so that its cells have no density of their own.")
+        scores = torch.zeros_like(self.drawn)
+        for j, column in enumerate(row.columns):
+            at = self._cells_of(j).nonzero()[:, 0]
+            if len(at):
+                value = torch.where(truth[:, j : j + 1].isnan(), row.fillers[j], truth[:, j : j + 1])
+                times = self.num_samples if self.layout.fold_model else 1
+                scores[:, at] = self.arranged(column.log_prob(value.repeat(times, 1)), 0)[:, self.row[at], 0].to(
+                    scores.dtype
+                )
+        return scores
 
     def _cells_of(self, column: int) -> torch.Tensor:
         """Which of the missing cells lie in a column; further dimensions of a cell lie behind it."""

@@ -157,17 +157,16 @@ class Sampler:
             self.rows = max(1, min(4096, int(max_memory / (bytes_per_draw(pair, few, self.layout) * num_samples))))
 
     def _observed_site(self, few: Batch) -> str:
-        _, model_trace = trace_pair(self.pair, few)
-        names = list(sample_sites(model_trace, observed=True))
+        sites = sample_sites(trace_pair(self.pair, few)[1], observed=True)
+        names = list(sites)
         if len(names) > 1:
             raise InputError(
                 f"The model observes several sites ({', '.join(names)}); which of them x is, is not known."
             )
-        value = model_trace.nodes[names[0]]["value"]
+        value: torch.Tensor = sites[names[0]]["value"]
         if value.numel() != few[0].numel():
-            raise InputError(
-                f"Site {names[0]!r} has shape {tuple(value.shape)}, but x {tuple(few[0].shape)}: not cell for cell."
-            )
+            shapes = f"{tuple(value.shape)}, but x {tuple(few[0].shape)}"
+            raise InputError(f"Site {names[0]!r} has shape {shapes}: they do not hold the same cells.")
         return names[0]
 
     def _chunks(self) -> Iterator[tuple[slice, Batch, torch.Tensor]]:
@@ -221,6 +220,25 @@ class Sampler:
                 cells = CellSamples(fn, self.layout, num_draws, missing)
                 completed[:, part].view(num_draws, len(missing), -1)[:, missing] = cells.drawn.to(x.dtype)
         return completed
+
+    def log_p_of(self, truth: torch.Tensor) -> torch.Tensor:
+        """log p(cell | observed) of each missing cell by itself at its true value, shape of x; NaN at other cells.
+
+        Args:
+            truth: shape of x.
+
+        Raises:
+            InputError: if the observed site is no row of a table.
+        """
+        log_p = torch.full(truth.shape, torch.nan, dtype=torch.float64, device=truth.device)
+        with evaluating(self.pair), kept_random_state(truth.device, self.seed):
+            for part, chunk, missing in self._chunks():
+                if missing.any():
+                    _, _, fn, log_w = self._weighted(chunk)
+                    cells = CellSamples(fn, self.layout, self.num_samples, missing)
+                    shares = log_w.log_softmax(0)[:, cells.row] + cells.log_prob(truth[part]).double()
+                    log_p[part].view(len(missing), -1)[missing] = shares.logsumexp(0)
+        return log_p
 
     def _picked(self, name: str, value: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """A latent's values (K, ..., n, *event) at the chosen k of each datum, (M, ..., n, *event)."""

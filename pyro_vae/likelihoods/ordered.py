@@ -83,7 +83,7 @@ class Ordinal(Likelihood):
 
 
 class RoundedLogistic(SpreadArgument, Likelihood):
-    """P(x_d = k | z) = σ((k + ½ − μ_d) / s_d) − σ((k − ½ − μ_d) / s_d) for counts; μ = loc + unit · params, s = unit · scale.
+    """P(x_d = k) = σ((k + ½ − μ_d) / s_d) − σ((k − ½ − μ_d) / s_d) for counts, μ = loc + unit · params, s = unit · scale.
 
     A logistic variable rounded to whole numbers, 0 taking all below. Its variance is free, unlike Poisson's.
 

@@ -109,7 +109,8 @@ class Columns(Likelihood):
             seen = torch.cat([group.as_input(there, missing).flatten(-2) for group in self.groups], dim=-1)
             return torch.cat([seen.index_select(-1, self.order), missing.to(self.zero.dtype)], dim=-1)
         each = [
-            torch.where(missing[..., j : j + 1], 0.0, p.as_input(there[..., j : j + 1])) for j, p in enumerate(self.parts)
+            torch.where(missing[..., j : j + 1], 0.0, p.as_input(there[..., j : j + 1]))
+            for j, p in enumerate(self.parts)
         ]
         return torch.cat([*each, missing.to(self.zero.dtype)], dim=-1).movedim(-1, -self.event_rank)
 

@@ -71,7 +71,9 @@ def groups_of(parts: Sequence[Likelihood]) -> nn.ModuleList:
 
 
 def _key(part: Likelihood, place: int) -> Any:
-    if type(part) not in (Standardized, RoundedLogistic, Bernoulli, Categorical) or any(True for _ in part.parameters()):
+    if type(part) not in (Standardized, RoundedLogistic, Bernoulli, Categorical) or any(
+        True for _ in part.parameters()
+    ):
         return place
     moved = Group.moved.get(type(part), ())
     return (type(part), *(repr(value) for name, value in part.arguments().items() if name not in moved))
