@@ -81,7 +81,7 @@ VARIANTS: dict[type, list[dict[str, Any]]] = {
     likelihoods.Ordinal: [{"levels": 4}, {"levels": 4, "thresholds": "per datum"}],
     likelihoods.Standardized: [
         {"loc": 2.0, "scale": 3.0},
-        {"base": likelihoods.Normal("per datum"), "loc": 0.5, "scale": 0.7, "log": True},
+        {"base": likelihoods.Normal("per datum"), "loc": 0.5, "scale": 0.7, "transform": "log"},
         {"base": likelihoods.Gamma(), "scale": 3.0},
     ],
     likelihoods.RoundedLogistic: [{"loc": 2.0, "unit": 1.5}, {"scale": "per datum"}],

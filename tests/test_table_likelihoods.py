@@ -32,7 +32,7 @@ def test_an_affine_has_the_density_of_its_units():
             stats.gamma(2.5, scale=13 * np.logaddexp(0, a) / 2.5),
         ),
         (
-            likelihoods.Standardized(likelihoods.Normal(0.7), 1.5, 0.4, log=True),
+            likelihoods.Standardized(likelihoods.Normal(0.7), 1.5, 0.4, "log"),
             stats.lognorm(0.4 * 0.7, scale=np.exp(1.5 + 0.4 * a)),
         ),
     ):

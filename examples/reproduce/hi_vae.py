@@ -56,7 +56,9 @@ def by_bayesian_ridge(frame, kinds, hidden):
             blocks[name] = np.where(x.isna().to_numpy()[:, None], np.nan, x.to_numpy()[:, None] == levels[1:])
         else:
             blocks[name] = ((x - x.mean()) / x.std()).to_numpy()[:, None]
-    wide = IterativeImputer(BayesianRidge(), random_state=0).fit_transform(np.concatenate(list(blocks.values()), axis=1))
+    wide = IterativeImputer(BayesianRidge(), random_state=0).fit_transform(
+        np.concatenate(list(blocks.values()), axis=1)
+    )
     filled, at = holed.copy(), 0
     for j, (name, kind) in enumerate(kinds.items()):
         part, at = wide[:, at : at + blocks[name].shape[1]], at + blocks[name].shape[1]
@@ -97,11 +99,23 @@ def by_vae(frame, kinds, hidden, style="ours"):
         options = {"prior": priors.Mixture(components=10), "count": "Poisson"}
     vae = VAE.for_table(table, latent_dim=10, **options)
     epochs = max(10, min(200, 1_300_000 // len(table)))
-    fit(vae, table, epochs=epochs, batch_size=256, lr=2e-3, schedule="cosine", objective=objective, seed=0, progress=False)
+    fit(
+        vae,
+        table,
+        epochs=epochs,
+        batch_size=256,
+        lr=2e-3,
+        schedule="cosine",
+        objective=objective,
+        seed=0,
+        progress=False,
+    )
     found = impute(vae, table, 300).imputation
     filled, mean, centre = frame.copy(), found.mean.double().numpy(), found.values.double().numpy()
     for j, column in enumerate(table.columns):
-        guess = np.array(column.categories)[centre[:, j].astype(int)] if column.categories else mean[:, j] + column.origin
+        guess = (
+            np.array(column.categories)[centre[:, j].astype(int)] if column.categories else mean[:, j] + column.origin
+        )
         filled.loc[hidden[:, j], column.name] = guess[hidden[:, j]]
     inside = []
     low, high = (end.double().numpy() for end in found.interval(0.9))

@@ -52,11 +52,12 @@ def likelihood_spec(table: Any) -> dict[str, Any]:
     return spec(columns_for(table, {}, {}))
 
 
-def network_spec() -> dict[str, Any]:
+def network_spec() -> Any:
     """The spec of the networks of `VAE.for_table`."""
-    from pyro_vae.models.tables import ACTIVATION, HIDDEN
+    from pyro_vae.models.tables import table_network
+    from pyro_vae.runs.specs import spec
 
-    return {"class_path": "pyro_vae.networks.MLP", "init_args": {"hidden": list(HIDDEN), "activation": ACTIVATION}}
+    return spec(table_network())
 
 
 def read_by(pair: Any, splits: Any) -> Any:

@@ -10,6 +10,16 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from pyro.distributions.util import sum_rightmost
 from torch import distributions as torch_dist
+from torch.nn import functional as F
+
+TRANSFORMS = ("identity", "log", "softplus")
+
+
+def transformed(x: torch.Tensor, transform: str) -> torch.Tensor:
+    """t(x): x, log x, or the inverse of softplus, log (exp(x) − 1), which is log x near 0 and x far from it."""
+    if transform == "log":
+        return x.log()
+    return x + torch.log(-torch.expm1(-x)) if transform == "softplus" else x
 
 
 class Affine(TorchDistribution):
@@ -18,20 +28,24 @@ class Affine(TorchDistribution):
     Args:
         base: of u, over real numbers, or over positive ones where loc is 0.
         loc, scale: of t(x); numbers, or tensors that broadcast with x.
-        log: whether t is the logarithm; otherwise it is the identity.
+        transform: t, one of "identity", "log" and "softplus".
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(
-        self, base: TorchDistribution, loc: float | torch.Tensor, scale: float | torch.Tensor, log: bool = False
+        self,
+        base: TorchDistribution,
+        loc: float | torch.Tensor,
+        scale: float | torch.Tensor,
+        transform: str = "identity",
     ):
-        self.base, self.loc, self.scale, self.log = base, loc, scale, log
+        self.base, self.loc, self.scale, self.transform = base, loc, scale, transform
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     @constraints.dependent_property
     def support(self) -> Any:
-        if self.log:
+        if self.transform != "identity":
             return constraints.independent(constraints.positive, len(self.event_shape))
         return self.base.support
 
@@ -40,11 +54,14 @@ class Affine(TorchDistribution):
         return self.base.has_rsample
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Affine:
-        return type(self)(self.base.expand(torch.Size(batch_shape)), self.loc, self.scale, self.log)
+        return type(self)(self.base.expand(torch.Size(batch_shape)), self.loc, self.scale, self.transform)
 
     def _outer(self, u: torch.Tensor) -> torch.Tensor:
         moved = self.loc + self.scale * u
-        return moved.exp() if self.log else moved
+        if self.transform == "log":
+            return moved.exp()
+        tiny = torch.finfo(moved.dtype).tiny  # softplus rounds to 0 far below 0
+        return F.softplus(moved).clamp(min=tiny) if self.transform == "softplus" else moved
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> torch.Tensor:
         return self._outer(self.base.rsample(torch.Size(sample_shape)))
@@ -53,38 +70,41 @@ class Affine(TorchDistribution):
         return self._outer(self.base.sample(torch.Size(sample_shape)))
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        t = value.log() if self.log else value
+        t = transformed(value, self.transform)
         log_scale = self.scale.log() if isinstance(self.scale, torch.Tensor) else math.log(self.scale)
-        jacobian = -log_scale - (t if self.log else torch.zeros_like(t))
-        return self.base.log_prob((t - self.loc) / self.scale) + sum_rightmost(jacobian, len(self.event_shape))
+        # log |dt/dx|: of log x it is −log x, of log (exp(x) − 1) it is −log (1 − exp(−x)) = x − t
+        slopes = {"identity": torch.zeros_like(t), "log": -t, "softplus": value - t}[self.transform]
+        return self.base.log_prob((t - self.loc) / self.scale) + sum_rightmost(
+            slopes - log_scale, len(self.event_shape)
+        )
 
     def _normal(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """loc and scale of log x, where the base is Normal."""
+        """loc and scale of log x, where x is log-normal."""
         inner = self.base
         while isinstance(inner, torch_dist.Independent):
             inner = inner.base_dist
-        if not isinstance(inner, torch_dist.Normal):
+        if not isinstance(inner, torch_dist.Normal) or self.transform != "log":
             return None
         return self.loc + self.scale * inner.loc, self.scale * inner.scale
 
     @property
     def mean(self) -> torch.Tensor:
-        """E[x]; NaN where x is the exponential of anything but a Normal variable."""
-        if not self.log:
+        """E[x]; NaN where it has no closed form: under "softplus", and "log" of anything but a Normal variable."""
+        if self.transform == "identity":
             return self._outer(self.base.mean)
         found = self._normal()
         return torch.full_like(self.base.mean, math.nan) if found is None else (found[0] + found[1] ** 2 / 2).exp()
 
     @property
     def mode(self) -> torch.Tensor:
-        """The mode; under the logarithm of anything but a Normal variable, exp of the mode of log x."""
-        found = self._normal() if self.log else None
+        """The mode; where it has no closed form, the x that belongs to the mode of t(x)."""
+        found = self._normal()
         return self._outer(self.base.mode) if found is None else (found[0] - found[1] ** 2).exp()
 
     @property
     def variance(self) -> torch.Tensor:
         """Var[x]; NaN where the mean is."""
-        if not self.log:
+        if self.transform == "identity":
             return self.scale**2 * self.base.variance
         found = self._normal()
         if found is None:

@@ -11,8 +11,11 @@ from torch import nn
 
 from pyro_vae.likelihoods.base import Likelihood
 from pyro_vae.likelihoods.levels import Bernoulli, Categorical
-from pyro_vae.likelihoods.ordered import RoundedLogistic
+from pyro_vae.likelihoods.ordered import Ordinal, RoundedLogistic
 from pyro_vae.likelihoods.standardized import Standardized
+
+
+TOGETHER = (Standardized, RoundedLogistic, Bernoulli, Categorical, Ordinal)
 
 
 class Group(nn.Module):
@@ -23,7 +26,10 @@ class Group(nn.Module):
         members: places of this group's columns.
     """
 
-    moved: ClassVar[dict[type, tuple[str, str]]] = {Standardized: ("loc", "scale"), RoundedLogistic: ("loc", "unit")}
+    moved: ClassVar[dict[type, tuple[str, ...]]] = {
+        Standardized: ("loc", "scale", "unit"),
+        RoundedLogistic: ("loc", "unit"),
+    }
 
     def __init__(self, parts: Sequence[Likelihood], members: Sequence[int]):
         super().__init__()
@@ -71,9 +77,7 @@ def groups_of(parts: Sequence[Likelihood]) -> nn.ModuleList:
 
 
 def _key(part: Likelihood, place: int) -> Any:
-    if type(part) not in (Standardized, RoundedLogistic, Bernoulli, Categorical) or any(
-        True for _ in part.parameters()
-    ):
+    if type(part) not in TOGETHER or any(True for _ in part.parameters()):
         return place
     moved = Group.moved.get(type(part), ())
     return (type(part), *(repr(value) for name, value in part.arguments().items() if name not in moved))

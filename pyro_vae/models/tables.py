@@ -10,11 +10,13 @@ import torch
 from pyro_vae import likelihoods
 from pyro_vae.data.kinds import Column
 from pyro_vae.data.tables import Table
+from pyro_vae.distributions.affine import transformed
 from pyro_vae.errors import InputError, one_of
 from pyro_vae.likelihoods import Columns, Likelihood
+from pyro_vae.networks import MLP
 
-#: Of the networks of a table's VAE, each way.
-HIDDEN, ACTIVATION = (128, 128), "ReLU"
+#: Importance samples of the bound that a table's VAE is trained by, unless another objective is given.
+BOUND_SAMPLES = 5
 
 REAL = {"Normal": likelihoods.Normal, "StudentT": likelihoods.StudentT, "Laplace": likelihoods.Laplace}
 COUNTS: dict[str, Callable[..., Likelihood]] = {
@@ -26,7 +28,7 @@ COUNTS: dict[str, Callable[..., Likelihood]] = {
 #: The words that each kind of column takes; the first is the default.
 WORDS: dict[str, tuple[str, ...]] = {
     "real": tuple(REAL),
-    "positive": ("LogNormal", "Gamma", *REAL),
+    "positive": ("auto", "LogNormal", "SoftplusNormal", "Gamma", *REAL),
     "count": ("RoundedLogistic", *COUNTS),
     "binary": ("Bernoulli",),
     "categorical": ("Categorical",),
@@ -68,6 +70,11 @@ def columns_for(
     return Columns(parts, [column.plain() for column in table.columns], inputs)
 
 
+def table_network() -> MLP:
+    """The network of a table's VAE, each way; what it adds to a linear map is learned beside that."""
+    return MLP((128, 128), "ReLU", residual=True)
+
+
 def _likelihood(column: Column, word: str, values: torch.Tensor) -> Likelihood:
     there = values[~values.isnan()].double()
     if not len(there):
@@ -77,17 +84,31 @@ def _likelihood(column: Column, word: str, values: torch.Tensor) -> Likelihood:
     if word == "Categorical":
         return likelihoods.Categorical(len(column.categories))
     if word == "Ordinal":
-        return likelihoods.Ordinal(len(column.categories))
+        return likelihoods.Ordinal(len(column.categories), "per datum")
     if word in COUNTS:
         return COUNTS[word]()
     loc, scale = moments(there)
     if word == "RoundedLogistic":
         return likelihoods.RoundedLogistic(loc, scale, "per datum")
+    if word == "auto":
+        word = "LogNormal" if _is_log_normal(there) else "SoftplusNormal"
     if word == "LogNormal":
-        return likelihoods.Standardized(likelihoods.Normal("per datum"), *moments(there.log()), log=True)
+        return likelihoods.Standardized(likelihoods.Normal("per datum"), *moments(there.log()), "log")
+    if word == "SoftplusNormal":
+        unit = float(f"{there.median():.6g}")
+        around = transformed(there / unit, "softplus")
+        return likelihoods.Standardized(likelihoods.Normal("per datum"), *moments(around), "softplus", unit)
     if word == "Gamma":
         return likelihoods.Standardized(likelihoods.Gamma("per datum"), 0.0, float(f"{there.mean():.6g}"))
     return likelihoods.Standardized(REAL[word](scale="per datum"), loc, scale)
+
+
+def _is_log_normal(there: torch.Tensor) -> bool:
+    """Whether logarithms are roughly symmetric and so little spread that means are no matter of the far tail."""
+    logs = there.log()
+    scale = logs.std(correction=0)
+    skewness = ((logs - logs.mean()) / scale.clamp(min=1e-12)).pow(3).mean()
+    return bool(scale <= 1 and skewness.abs() <= 1)
 
 
 def moments(there: torch.Tensor) -> tuple[float, float]:

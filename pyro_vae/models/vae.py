@@ -10,6 +10,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.infer import ELBO, Trace_ELBO
 
 from pyro_vae.data.tables import Table
 from pyro_vae.errors import InputError, one_of, positive_int
@@ -17,8 +18,9 @@ from pyro_vae.guides import Guide, MeanField
 from pyro_vae.likelihoods import Bernoulli, Likelihood
 from pyro_vae.models.base import ComposedPair
 from pyro_vae.models.matching import built_to, refuse_strangers, wanted_by
-from pyro_vae.models.tables import ACTIVATION, HIDDEN, columns_for
+from pyro_vae.models.tables import BOUND_SAMPLES, columns_for, table_network
 from pyro_vae.networks import MLP, Condition, DeepSets, Network, as_network
+from pyro_vae.objectives import IWAE
 from pyro_vae.priors import Prior, StandardNormal
 
 
@@ -171,7 +173,7 @@ class VAE(ComposedPair):
         latent_dim: int = 10,
         *,
         real: str = "Normal",
-        positive: str = "LogNormal",
+        positive: str = "auto",
         count: str = "RoundedLogistic",
         ordinal: str = "Ordinal",
         date: str = "Normal",
@@ -184,7 +186,7 @@ class VAE(ComposedPair):
             table: the training rows, a `data.Table`, or what makes one.
             latent_dim: number of latent dimensions D.
             real, positive, count, ordinal, date: likelihood of the columns of that kind: Normal, StudentT, Laplace;
-                LogNormal, Gamma or one for real; RoundedLogistic, Poisson, NegativeBinomial and their zero-inflated
+                LogNormal, SoftplusNormal, which of the two the column looks like ("auto"), Gamma or one for real; RoundedLogistic, Poisson, NegativeBinomial and their zero-inflated
                 forms; Ordinal, Categorical.
             columns: likelihoods of single columns by name, by word or as an object.
             **parts: prior, guide, encoder, decoder and further arguments of `VAE`.
@@ -203,12 +205,17 @@ class VAE(ComposedPair):
         words = {"real": real, "positive": positive, "count": count, "ordinal": ordinal, "date": date}
         inputs: Any = "set" if isinstance(parts.get("encoder"), DeepSets) else "vector"
         likelihood = columns_for(table, words, columns or {}, inputs)
-        parts.setdefault("decoder", MLP(HIDDEN, ACTIVATION))
+        parts.setdefault("decoder", table_network())
         if parts.get("guide") is None or parts["guide"].amortized:
-            parts.setdefault("encoder", MLP(HIDDEN, ACTIVATION))
+            parts.setdefault("encoder", table_network())
         vae = cls(event_shape=(len(table.columns),), latent_dim=latent_dim, likelihood=likelihood, **parts)
         vae.start_at(table.x.nanmean(0))
         return vae
+
+    def default_objective(self) -> ELBO:
+        """What `fit` minimises unless it is told: for a table the importance-weighted bound (Mattei & Frellsen 2019), else
+        the ELBO."""
+        return IWAE(num_samples=BOUND_SAMPLES) if self.table_columns else Trace_ELBO()
 
     def replace(self, **parts: Prior | Likelihood | Guide | Network) -> VAE:
         """A new VAE with other parts, which shares all else with this one: the same modules, trained as they are.
