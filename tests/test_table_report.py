@@ -22,7 +22,7 @@ from tests.test_tables import mixed
 
 
 def test_errors_and_coverage_are_those_of_the_model_that_made_the_rows():
-    """Rows of a known Gaussian: the log score of hidden cells as the closed form has it, coverage within 5 standard errors."""
+    """Rows of a known Gaussian: log scores of hidden cells by the closed form, coverage within 5 standard errors."""
     vae, mean, cov, _ = factor_analysis()
     g = torch.Generator().manual_seed(5)
     x = mean + torch.randn(400, 4, generator=g).double() @ torch.linalg.cholesky(cov).T
@@ -118,7 +118,7 @@ def test_a_file_is_trained_on_without_an_option(run_folder, capsys):
 
 
 def test_rows_are_filled_from_file_to_file(run_folder):
-    folder, frame = run_folder
+    folder, _ = run_folder
     target = folder / "filled.csv"
     command = ["impute", str(folder / "run"), str(folder / "rows.csv"), "--samples", "30", "--draws", "2"]
     assert main([*command, "--out", str(target)]) == 0

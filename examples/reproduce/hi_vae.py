@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pyro
 
-from pyro_vae import VAE, data, fit, impute, networks, objectives, priors
+from pyro_vae import VAE, data, fit, impute, objectives, priors
 
 KINDS = {"real": "real", "pos": "positive", "count": "count", "cat": "categorical", "ordinal": "ordinal"}
 

@@ -14,7 +14,6 @@ from pyro_vae.likelihoods.levels import Bernoulli, Categorical
 from pyro_vae.likelihoods.ordered import Ordinal, RoundedLogistic
 from pyro_vae.likelihoods.standardized import Standardized
 
-
 TOGETHER = (Standardized, RoundedLogistic, Bernoulli, Categorical, Ordinal)
 
 

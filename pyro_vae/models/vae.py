@@ -185,9 +185,10 @@ class VAE(ComposedPair):
         Args:
             table: the training rows, a `data.Table`, or what makes one.
             latent_dim: number of latent dimensions D.
-            real, positive, count, ordinal, date: likelihood of the columns of that kind: Normal, StudentT, Laplace;
-                LogNormal, SoftplusNormal, which of the two the column looks like ("auto"), Gamma or one for real; RoundedLogistic, Poisson, NegativeBinomial and their zero-inflated
-                forms; Ordinal, Categorical.
+            real, positive, count, ordinal, date: likelihood of the columns of that kind. real and date: Normal, StudentT or
+                Laplace; positive: those, LogNormal, SoftplusNormal, Gamma, or "auto", the one of the second and third that
+                the column looks like; count: RoundedLogistic, Poisson, NegativeBinomial, or the zero-inflated forms of the
+                last two; ordinal: Ordinal or Categorical.
             columns: likelihoods of single columns by name, by word or as an object.
             **parts: prior, guide, encoder, decoder and further arguments of `VAE`.
 
