@@ -113,6 +113,27 @@ def test_rounded_counts_are_drawn_as_scored():
         assert ((share - mass).abs() < 5 * (mass * (1 - mass) / 30_000).sqrt() + 1e-6).all()
 
 
+@pytest.mark.parametrize("scale", [0.05, 0.4, 1.0, 6.0])
+def test_rounded_counts_have_the_mean_of_their_masses(scale):
+    loc = torch.tensor([-3.0, 0.0, 0.4, 2.5, 9.7, 40.2]).double()
+    p = RoundedLogistic(loc, torch.full_like(loc, scale))
+    k = torch.arange(600).double()[:, None].expand(600, 6)
+    torch.testing.assert_close(p.mean, (k * p.log_prob(k).exp()).sum(0), rtol=1e-4, atol=2e-4)
+
+
+def test_a_softplus_normal_integrates_to_one_and_has_the_mean_claimed():
+    """By the trapezoidal rule on a fine grid, in units of 3."""
+    base = likelihoods.Normal(0.7)
+    likelihood = built(likelihoods.Standardized(base, 0.4, 1.5, "softplus", 3.0))
+    p = likelihood(torch.tensor([[-1.0], [0.8]]).double())
+    x = torch.linspace(1e-9, 60, 400_001).double()
+    density = p.expand((len(x), 2)).log_prob(x[:, None, None].expand(-1, 2, 1)).exp()
+    torch.testing.assert_close(torch.trapezoid(density, x, dim=0), torch.ones(2).double(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(torch.trapezoid(density * x[:, None], x, dim=0), p.mean[:, 0], rtol=1e-4, atol=0)
+    drawn = p.sample((20_000,))[..., 0]
+    assert ((drawn.mean(0) - p.mean[:, 0]).abs() < 5 * drawn.std(0) / 20_000**0.5).all()
+
+
 def test_rounded_counts_start_near_the_mean_asked():
     likelihood = built(likelihoods.RoundedLogistic(5.0, 2.0), 3)
     mean = torch.tensor([0.8, 4.0, 30.0]).double()

@@ -1,4 +1,4 @@
-"""Imputation on the four tables of HI-VAE (Nazabal et al. 2020, section 5), beside scikit-learn: a table of errors by kind.
+"""Imputation on the four tables of HI-VAE (Nazabal et al. 2020, section 5), beside scikit-learn: errors by kind.
 
     python examples/reproduce/hi_vae.py FOLDER [--tables Wine Breast] [--rates 20 50] [--masks 1] [--methods mean bayes ours]
 
@@ -96,14 +96,16 @@ def by_vae(frame, kinds, hidden, style="ours"):
         options = {"real": "StudentT", "positive": "StudentT"}
         objective = objectives.IWAE(num_samples=10)
     elif style == "hivae":  # Nazabal et al. 2020, section 3: a Gaussian for each of ten categories above
-        options = {"prior": priors.Mixture(components=10), "count": "Poisson"}
+        options = {"prior": priors.Mixture(components=10), "positive": "LogNormal", "count": "Poisson"}
+        objective = objectives.ELBO()
     vae = VAE.for_table(table, latent_dim=10, **options)
-    epochs = max(10, min(200, 1_300_000 // len(table)))
+    batch_size = 256 if len(table) > 2000 else 64
+    epochs = max(25, min(150, 1_000_000 // len(table)))
     fit(
         vae,
         table,
         epochs=epochs,
-        batch_size=256,
+        batch_size=batch_size,
         lr=2e-3,
         schedule="cosine",
         objective=objective,

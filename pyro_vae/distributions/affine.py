@@ -22,6 +22,14 @@ def transformed(x: torch.Tensor, transform: str) -> torch.Tensor:
     return x + torch.log(-torch.expm1(-x)) if transform == "softplus" else x
 
 
+def _softplus_mean(loc: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """E[softplus(y)] of y ~ N(loc, scale²) by Gauss-Hermite quadrature."""
+    import numpy as np
+
+    points, weights = (torch.from_numpy(part).to(loc) for part in np.polynomial.hermite_e.hermegauss(16))
+    return (F.softplus(loc.unsqueeze(-1) + scale.unsqueeze(-1) * points) * weights).sum(-1) / math.sqrt(2 * math.pi)
+
+
 class Affine(TorchDistribution):
     """p(x) = p_base(u) |dt/dx| / scale per entry, with u = (t(x) − loc) / scale.
 
@@ -79,34 +87,36 @@ class Affine(TorchDistribution):
         )
 
     def _normal(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """loc and scale of log x, where x is log-normal."""
+        """loc and scale of t(x), where that is a Normal variable."""
         inner = self.base
         while isinstance(inner, torch_dist.Independent):
             inner = inner.base_dist
-        if not isinstance(inner, torch_dist.Normal) or self.transform != "log":
+        if not isinstance(inner, torch_dist.Normal):
             return None
         return self.loc + self.scale * inner.loc, self.scale * inner.scale
 
     @property
     def mean(self) -> torch.Tensor:
-        """E[x]; NaN where it has no closed form: under "softplus", and "log" of anything but a Normal variable."""
+        """E[x], under "softplus" by a quadrature of 16 points; NaN where x is no function of a Normal variable."""
         if self.transform == "identity":
             return self._outer(self.base.mean)
         found = self._normal()
-        return torch.full_like(self.base.mean, math.nan) if found is None else (found[0] + found[1] ** 2 / 2).exp()
+        if found is None:
+            return torch.full_like(self.base.mean, math.nan)
+        return (found[0] + found[1] ** 2 / 2).exp() if self.transform == "log" else _softplus_mean(*found)
 
     @property
     def mode(self) -> torch.Tensor:
         """The mode; where it has no closed form, the x that belongs to the mode of t(x)."""
-        found = self._normal()
+        found = self._normal() if self.transform == "log" else None
         return self._outer(self.base.mode) if found is None else (found[0] - found[1] ** 2).exp()
 
     @property
     def variance(self) -> torch.Tensor:
-        """Var[x]; NaN where the mean is."""
+        """Var[x]; NaN where it has no closed form."""
         if self.transform == "identity":
             return self.scale**2 * self.base.variance
-        found = self._normal()
+        found = self._normal() if self.transform == "log" else None
         if found is None:
             return torch.full_like(self.base.mean, math.nan)
         return torch.expm1(found[1] ** 2) * (2 * found[0] + found[1] ** 2).exp()

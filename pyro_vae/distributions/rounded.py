@@ -10,6 +10,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch.distributions.utils import broadcast_all
 from torch.nn import functional as F
 
+NEAR = 8  # whole numbers on each side of a mean that are summed one by one
+
 
 def log_between(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     """log (σ(high) − σ(low)) for low < high, σ the logistic function, without cancellation.
@@ -67,6 +69,16 @@ class RoundedLogistic(TorchDistribution):
             u = torch.rand(self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device)
             tiny = torch.finfo(u.dtype).eps
             return (self.loc + self.scale * torch.logit(u, eps=tiny)).round().clamp(min=0)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """E[x] = Σ_k P(x ≥ k): the terms near loc one by one, those far from it, where they are smooth, by an integral."""
+        first = (self.loc.round() - NEAR).clamp(min=1)
+        k = first.unsqueeze(-1) + torch.arange(2 * NEAR + 1, dtype=self.loc.dtype, device=self.loc.device)
+        near = torch.sigmoid((self.loc.unsqueeze(-1) - k + 0.5) / self.scale.unsqueeze(-1)).sum(-1)
+        after = lambda end: self.scale * F.softplus((self.loc - end) / self.scale)  # noqa: E731 - ∫ P(x ≥ t) dt from end + ½
+        zero = torch.zeros_like(self.loc)
+        return near + after(zero) - after(first - 1) + after(first + 2 * NEAR)
 
     @property
     def mode(self) -> torch.Tensor:

@@ -18,6 +18,10 @@ from pyro_vae.networks import MLP
 #: Importance samples of the bound that a table's VAE is trained by, unless another objective is given.
 BOUND_SAMPLES = 5
 
+#: Floor of the standard deviation given z, in standard deviations of the column: where many rows share one value, a density
+#: could grow there without bound, and drown all other columns.
+MIN_SCALE = 0.05
+
 REAL = {"Normal": likelihoods.Normal, "StudentT": likelihoods.StudentT, "Laplace": likelihoods.Laplace}
 COUNTS: dict[str, Callable[..., Likelihood]] = {
     "Poisson": likelihoods.Poisson,
@@ -93,14 +97,14 @@ def _likelihood(column: Column, word: str, values: torch.Tensor) -> Likelihood:
     if word == "auto":
         word = "LogNormal" if _is_log_normal(there) else "SoftplusNormal"
     if word == "LogNormal":
-        return likelihoods.Standardized(likelihoods.Normal("per datum"), *moments(there.log()), "log")
+        return likelihoods.Standardized(likelihoods.Normal("per datum", MIN_SCALE), *moments(there.log()), "log")
     if word == "SoftplusNormal":
         unit = float(f"{there.median():.6g}")
         around = transformed(there / unit, "softplus")
-        return likelihoods.Standardized(likelihoods.Normal("per datum"), *moments(around), "softplus", unit)
+        return likelihoods.Standardized(likelihoods.Normal("per datum", MIN_SCALE), *moments(around), "softplus", unit)
     if word == "Gamma":
         return likelihoods.Standardized(likelihoods.Gamma("per datum"), 0.0, float(f"{there.mean():.6g}"))
-    return likelihoods.Standardized(REAL[word](scale="per datum"), loc, scale)
+    return likelihoods.Standardized(REAL[word](scale="per datum", min_scale=MIN_SCALE), loc, scale)
 
 
 def _is_log_normal(there: torch.Tensor) -> bool:
