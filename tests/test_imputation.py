@@ -246,6 +246,18 @@ def test_every_combination_of_kinds_trains_scores_imputes_saves_and_loads(kinds,
     pd.testing.assert_frame_equal(pd.DataFrame(impute(twin, frame, 20)), pd.DataFrame(filled))
 
 
+def test_rows_without_any_cell_are_filled_by_what_the_columns_were():
+    frame = mixed(24)
+    vae, _ = trained(frame)
+    empty = pd.DataFrame(np.nan, index=[5, 6, 7], columns=list(reversed(frame.columns)))
+    filled = impute(vae, empty, 20)
+    assert list(filled.columns) == list(empty.columns)
+    assert filled.index.equals(empty.index)
+    assert filled.notna().all(axis=None)
+    assert filled["word"].isin(["red", "green", "blue"]).all()
+    assert filled["grade"].dtype == frame["grade"].dtype
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -249,6 +249,10 @@ def filled_frame(frame: Any, x: torch.Tensor, missing: torch.Tensor, columns: Se
         if str(series.dtype) in ("float32", "Float32"):
             values = [float(v) for v in values]
         place = frame.columns.get_loc(column.name)
+        if series.isna().all():  # such a column's dtype in the frame says nothing of what belongs there
+            cells = x[:, j].masked_fill(~missing[:, j], torch.nan).double().cpu().numpy()
+            frame.isetitem(place, _series(cells, column, frame.index))
+            continue
         new = series.copy()
         new.iloc[at.nonzero()[0]] = as_dtype(values, column, frame.index[at]).astype(series.dtype).array
         frame.isetitem(place, new)

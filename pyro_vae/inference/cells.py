@@ -60,6 +60,8 @@ class CellSamples:
         means = self.drawn.clone()
         for j, column in enumerate(row.columns):
             at = self._cells_of(j)
+            if not at.any() or (row.rest_dim == 0 and class_probs(column) is not None):
+                continue  # the mean of a class is taken from its probabilities
             try:
                 mean = self.arranged(column.mean, row.rest_dim + 1)
             except NotImplementedError:
