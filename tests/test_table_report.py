@@ -27,7 +27,7 @@ def test_errors_and_coverage_are_those_of_the_model_that_made_the_rows():
     g = torch.Generator().manual_seed(5)
     x = mean + torch.randn(400, 4, generator=g).double() @ torch.linalg.cholesky(cov).T
     frame = pd.DataFrame(x.numpy(), columns=list("abcd"))
-    report = evaluate_table(vae, frame, hide=0.3, num_samples=1000, seed=2)
+    report = evaluate_table(vae, frame, hide=0.3, num_samples=400, seed=2)
     hidden = torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) < 0.3
     scores, errors = torch.zeros(4).double(), torch.zeros(4).double()
     for row, gone in zip(x, hidden, strict=True):

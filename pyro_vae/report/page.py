@@ -129,8 +129,8 @@ class _Page:
 
     @functools.cached_property
     def rows(self) -> tuple[torch.Tensor, torch.Tensor, tuple[Column, ...]]:
-        """Real rows and as many sampled ones, and their columns."""
-        sampled = generated(self.pair, len(self.batch[0]), "sample", 1.0, None, None, self.seed)
+        """Real rows, sampled ones, and their columns."""
+        sampled = generated(self.pair, NUM_CODES, "sample", 1.0, None, None, self.seed)
         return self.batch[0], _only(sampled), columns_of(self.pair)
 
     def marginals(self) -> Figure:
