@@ -301,6 +301,23 @@ def test_a_permutation_invariant_encoder_reads_the_observed_cells():
     assert impute(vae, table, 20).notna().all(axis=None)
 
 
+def test_an_encoder_that_is_to_read_holes_is_shown_some():
+    """A fifth of the cells of a table without holes, in training alone, anew each time; log p keeps all of them."""
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(500, 4)), columns=list("abcd"))
+    vae = VAE.for_table(frame, latent_dim=2)
+    assert vae.likelihood.hide == 0.2
+    assert VAE.for_table(frame.mask(frame > 1), latent_dim=2).likelihood.hide == 0
+    x = torch.tensor(frame.to_numpy()).float()
+    one, two = (vae.train().likelihood.as_input(x) for _ in range(2))
+    marks = one[:, 4:]
+    assert abs(marks.mean().item() - 0.2) < 5 * 0.4 / math.sqrt(2000)
+    assert (one[:, :4][marks == 1] == 0).all()
+    assert not torch.equal(one, two)
+    assert (vae.eval().likelihood.as_input(x)[:, 4:] == 0).all()
+    with pytest.raises(InputError, match="hide=1 must be a share"):
+        VAE.for_table(frame, hide=1)
+
+
 def test_bad_questions_are_refused():
     vae, _, _, frame = factor_analysis()
     for call, message in (

@@ -310,7 +310,7 @@ def _extent(column: Column, values: torch.Tensor) -> str:
         return shown + (f", ... ({len(column.categories)})" if len(column.categories) > 4 else "")
     there = values[~values.isnan()]
     low, high = decode([there.min().item(), there.max().item()], column)
-    return f"{low:.10g} to {high:.10g}" if isinstance(low, (int, float)) else f"{low!s:.10} to {high!s:.10}"
+    return f"{low:.6g} to {high:.6g}" if isinstance(low, (int, float)) else f"{low!s:.10} to {high!s:.10}"
 
 
 def _holes(values: torch.Tensor) -> str:

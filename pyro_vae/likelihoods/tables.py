@@ -31,6 +31,8 @@ class Columns(Likelihood):
         schema: of a table, `Column.plain()` of each column: names, kinds and dtypes, by which rows become a DataFrame.
         inputs: what the encoder reads: the "vector" above, or a "set" with an element for each column that is there, its
             value beside a code of which column it is, for networks.DeepSets (Ma et al. 2019, section 3.2).
+        hide: share of the cells that the encoder is not shown in training, drawn anew each time, while log p(x given z)
+            keeps them: so that it learns to read rows with holes from a table that has few.
     """
 
     missing_allowed: bool = True
@@ -40,8 +42,12 @@ class Columns(Likelihood):
         columns: Sequence[Likelihood] = (),
         schema: Sequence[Mapping[str, Any]] = (),
         inputs: Literal["vector", "set"] = "vector",
+        hide: float = 0.0,
     ):
         super().__init__()
+        if isinstance(hide, bool) or not 0 <= hide < 1:
+            raise InputError(f"hide={hide!r} must be a share of the cells, from 0 to below 1.")
+        self.hide = hide
         self.inputs = one_of("inputs", inputs, ["vector", "set"])
         for j, column in enumerate(columns):
             if not isinstance(column, Likelihood) or isinstance(column, (Columns, Multinomial)) or column.built:
@@ -102,6 +108,8 @@ class Columns(Likelihood):
         x = x.movedim(-self.event_rank, -1)
         missing = x.isnan()
         there = torch.where(missing, self.fillers, x)
+        if self.hide and self.training:
+            missing = missing | (torch.rand_like(there) < self.hide)
         if self.inputs == "set":
             each = [p.as_input(there[..., j : j + 1]) for j, p in enumerate(self.parts)]
             return self._as_set(each).masked_fill(missing.unsqueeze(-1), torch.nan)

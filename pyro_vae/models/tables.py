@@ -22,6 +22,9 @@ BOUND_SAMPLES = 5
 #: could grow there without bound, and drown all other columns.
 MIN_SCALE = 0.05
 
+#: Where fewer cells than this share are missing, the encoder is not shown this share of them in training.
+FEW, HIDE = 0.02, 0.2
+
 REAL = {"Normal": likelihoods.Normal, "StudentT": likelihoods.StudentT, "Laplace": likelihoods.Laplace}
 COUNTS: dict[str, Callable[..., Likelihood]] = {
     "Poisson": likelihoods.Poisson,
@@ -46,6 +49,7 @@ def columns_for(
     words: Mapping[str, str],
     named: Mapping[Any, str | Likelihood],
     inputs: Literal["vector", "set"] = "vector",
+    hide: float | None = None,
 ) -> Columns:
     """`likelihoods.Columns` for a table, each column standardised by what the table holds.
 
@@ -54,6 +58,7 @@ def columns_for(
         words: a likelihood by kind of column.
         named: a word, or a likelihood, by name of column.
         inputs: what the encoder reads, as in `Columns`.
+        hide: as in `Columns`; by default 0.2 where hardly a cell is missing, else 0.
 
     Raises:
         InputError: on a word that its kind does not take, or a name that is no column.
@@ -71,7 +76,9 @@ def columns_for(
         else:
             one_of(f"columns[{column.name!r}]", chosen, WORDS[column.kind])
             parts.append(_likelihood(column, chosen, table.x[:, j]))
-    return Columns(parts, [column.plain() for column in table.columns], inputs)
+    if hide is None:
+        hide = HIDE if table.x.isnan().double().mean() < FEW else 0.0
+    return Columns(parts, [column.plain() for column in table.columns], inputs, hide)
 
 
 def table_network() -> MLP:

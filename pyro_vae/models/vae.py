@@ -178,6 +178,7 @@ class VAE(ComposedPair):
         ordinal: str = "Ordinal",
         date: str = "Normal",
         columns: Mapping[Any, str | Likelihood] | None = None,
+        hide: float | None = None,
         **parts: Any,
     ) -> VAE:
         """A VAE of a table's rows: a likelihood for each column, standardised by these rows, and networks to match.
@@ -190,6 +191,8 @@ class VAE(ComposedPair):
                 the column looks like; count: RoundedLogistic, Poisson, NegativeBinomial, or the zero-inflated forms of the
                 last two; ordinal: Ordinal or Categorical.
             columns: likelihoods of single columns by name, by word or as an object.
+            hide: share of the cells that the encoder is not shown in training, so that it learns to read rows with holes; by
+                default 0.2 where under 2 % of the cells are missing, else 0.
             **parts: prior, guide, encoder, decoder and further arguments of `VAE`.
 
         Raises:
@@ -205,7 +208,7 @@ class VAE(ComposedPair):
         table = table if isinstance(table, Table) else Table(table)
         words = {"real": real, "positive": positive, "count": count, "ordinal": ordinal, "date": date}
         inputs: Any = "set" if isinstance(parts.get("encoder"), DeepSets) else "vector"
-        likelihood = columns_for(table, words, columns or {}, inputs)
+        likelihood = columns_for(table, words, columns or {}, inputs, hide)
         parts.setdefault("decoder", table_network())
         if parts.get("guide") is None or parts["guide"].amortized:
             parts.setdefault("encoder", table_network())
