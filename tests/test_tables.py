@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -310,3 +311,22 @@ def test_missing_cells_need_a_dtype_that_holds_them():
     frame = frame_of_cells(x, table.columns)
     assert [str(dtype) for dtype in frame.dtypes] == ["Int64", "boolean"]
     assert frame.isna().iloc[0].all()
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "kinds"),
+    [
+        ("Wine", 6497, {"positive": 11, "ordinal": 1, "binary": 1}),
+        ("Breast", 699, {"ordinal": 9, "binary": 1}),
+        ("Adult", 32_561, {"count": 4, "ordinal": 4, "positive": 1, "binary": 1, "real": 2}),
+    ],
+)
+def test_real_tables_are_read(name, rows, kinds):
+    """The tables of HI-VAE's authors, whose categories are whole numbers, and so are taken for levels unless kinds are said."""
+    folder = Path(os.environ.get("PYRO_VAE_DATA", "nowhere")) / "tables" / name
+    if not folder.is_dir():
+        pytest.skip("the tables are not here: PYRO_VAE_DATA names no folder with tables/")
+    table = Table(folder / "data.csv")
+    found = list(table.kinds.values())
+    assert len(table) == rows
+    assert {kind: found.count(kind) for kind in kinds} == kinds
