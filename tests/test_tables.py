@@ -322,7 +322,7 @@ def test_missing_cells_need_a_dtype_that_holds_them():
     ],
 )
 def test_real_tables_are_read(name, rows, kinds):
-    """The tables of HI-VAE's authors, whose categories are whole numbers, and so are taken for levels unless kinds are said."""
+    """The tables of HI-VAE's authors; their categories are whole numbers, taken for levels unless kinds are said."""
     folder = Path(os.environ.get("PYRO_VAE_DATA", "nowhere")) / "tables" / name
     if not folder.is_dir():
         pytest.skip("the tables are not here: PYRO_VAE_DATA names no folder with tables/")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -58,17 +58,30 @@ class CellSamples:
                 return self.drawn
             return torch.where(mean.isfinite(), mean, self.drawn)
         means = self.drawn.clone()
-        for j, column in enumerate(row.columns):
-            at = self._cells_of(j)
-            if not at.any() or (row.rest_dim == 0 and class_probs(column) is not None):
+        for cells, place, column in self._kinds(row):
+            if not len(cells) or (row.rest_dim == 0 and class_probs(column) is not None):
                 continue  # the mean of a class is taken from its probabilities
             try:
-                mean = self.arranged(column.mean, row.rest_dim + 1)
+                mean = self.arranged(column.mean, row.rest_dim + 1 + bool(row.groups))
             except NotImplementedError:
                 continue
-            mean = mean[:, self.row[at], self.cell[at] % mean.shape[-1]]
-            means[:, at] = torch.where(mean.isfinite(), mean, self.drawn[:, at])
+            mean = mean[:, self.row[cells], place]
+            means[:, cells] = torch.where(mean.isfinite(), mean, self.drawn[:, cells])
         return means
+
+    def _kinds(self, row: Row) -> Iterator[tuple[torch.Tensor, torch.Tensor, Any]]:
+        """Columns, or all of one kind together: which missing cells lie there, where in a datum's part, and p(x | z_k)."""
+        if row.groups:
+            for at, together in row.groups:
+                place = torch.full((self.missing.shape[1],), -1, device=at.device)
+                place[at] = torch.arange(len(at), device=at.device)
+                cells = (place[self.cell] >= 0).nonzero()[:, 0]
+                yield cells, place[self.cell[cells]], together
+        else:
+            rest = self.missing.shape[1] // len(row.columns)
+            for j, column in enumerate(row.columns):
+                cells = self._cells_of(j).nonzero()[:, 0]
+                yield cells, self.cell[cells] % rest, column
 
     def log_prob(self, truth: torch.Tensor) -> torch.Tensor:
         """log p(x | z_k) of each missing cell at its true value, (K, cells); for rows of a table.
@@ -96,25 +109,27 @@ class CellSamples:
         return torch.div(self.cell, rest, rounding_mode="floor") == column
 
     def classes(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """For each column of classes: its cells' places among the missing ones, and probabilities (K, cells, L)."""
+        """For each kind of classes: their cells' places among the missing ones, and probabilities (K, cells, L)."""
         row = row_of(self.fn)
-        found = []
-        for j, column in enumerate(row.columns if row is not None and row.rest_dim == 0 else ()):
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        if row is None or row.rest_dim:
+            return found
+        for cells, place, column in self._kinds(row):
             probs = class_probs(column)
-            at = self._cells_of(j).nonzero()[:, 0]
-            if probs is not None and len(at):
-                arranged = self.arranged(probs, 2)  # (K, n, L)
-                found.append((at, arranged[:, self.row[at]]))
+            if probs is not None and len(cells):
+                arranged = self.arranged(probs, 2 + bool(row.groups)).unflatten(
+                    -1, (-1, probs.shape[-1])
+                )  # (K, n, g, L)
+                found.append((cells, arranged[:, self.row[cells], place]))
         return found
 
     def counts(self) -> torch.Tensor:
         """Which missing cells are whole numbers, but no classes, (cells,)."""
         row = row_of(self.fn)
         whole = torch.zeros_like(self.row, dtype=torch.bool)
-        for j, column in enumerate(row.columns if row is not None else ()):
+        for cells, _, column in self._kinds(row) if row is not None else ():
             support: Any = column.support
-            if support.is_discrete:
-                whole |= self._cells_of(j)
+            whole[cells] = bool(support.is_discrete)
         return whole
 
 
