@@ -5,8 +5,8 @@ Example:
     >>> frame = pd.DataFrame({"age": [31.5, None, 40.25, 28.0], "sex": ["f", "m", None, "f"]})
     >>> print(Table(frame))
     Table of 4 rows and 2 columns, 2 of 8 cells missing
-    age  positive  28 to 40.25       1 missing
-    sex  binary    'f', 'm'          1 missing
+    age  positive  28 to 40.25  1 missing
+    sex  binary    'f', 'm'     1 missing
 """
 
 from __future__ import annotations
