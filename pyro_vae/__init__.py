@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pyro_vae.errors import InputError
     from pyro_vae.inference.diagnostics import pareto_khat
     from pyro_vae.inference.importance import log_weights
+    from pyro_vae.inference.imputation import impute
     from pyro_vae.inference.likelihood import log_likelihood
     from pyro_vae.inference.sampling import encode, generate, reconstruct
     from pyro_vae.inference.terms import elbo_terms
@@ -55,6 +56,7 @@ _HOMES = {
     "fit_prior": "training.ex_post",
     "forecast": "models",
     "generate": "inference.sampling",
+    "impute": "inference.imputation",
     "load": "runs.saving",
     "log_likelihood": "inference.likelihood",
     "log_weights": "inference.importance",

@@ -78,6 +78,13 @@ VARIANTS: dict[type, list[dict[str, Any]]] = {
     likelihoods.Normal: [{"scale": 0.5}, {"scale": "shared"}, {"scale": "per value"}, {"scale": "per datum"}],
     likelihoods.NegativeBinomial: [{"inverse_dispersion": 2.0}, {"inverse_dispersion": "per value"}],
     likelihoods.Bernoulli: [{}, {"relaxed": True}],
+    likelihoods.Ordinal: [{"levels": 4}, {"levels": 4, "thresholds": "per datum"}],
+    likelihoods.Standardized: [
+        {"loc": 2.0, "scale": 3.0},
+        {"base": likelihoods.Normal("per datum"), "loc": 0.5, "scale": 0.7, "transform": "log"},
+        {"base": likelihoods.Gamma(), "scale": 3.0},
+    ],
+    likelihoods.RoundedLogistic: [{"loc": 2.0, "unit": 1.5}, {"scale": "per datum"}],
     networks.MLP: [{"hidden": [7]}]
     + [{"hidden": [7, 7], "residual": True, "norm": norm, "dropout": 0.2} for norm in ("batch", "layer")],
     networks.ConvEncoder: [{"channels": [3, 4]}, {"channels": [3, 4], "norm": "batch"}],

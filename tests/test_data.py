@@ -379,7 +379,8 @@ def written(path, x, y):
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".csv", ".parquet"])
 def test_files(tmp_path, suffix):
     x = np.arange(60, dtype=np.float32).reshape(30, 2)
-    splits = load(written(tmp_path / f"some{suffix}", x, np.arange(30)))
+    label = {"label": "label"} if suffix in (".csv", ".parquet") else {}
+    splits = load(written(tmp_path / f"some{suffix}", x, np.arange(30)), **label)
     parts = (splits.train, splits.validation, splits.test)
     assert [len(part) for part in parts] == [24, 3, 3]
     whole = torch.cat([everything(part) for part in parts])
@@ -431,18 +432,19 @@ def test_what_a_file_holds_beyond_an_end_is_not_looked_at(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "shape", "labels"),
+    ("text", "label", "shape", "labels"),
     [
-        ("1,2\n3,4\n5,6\n", (2,), None),
-        ("0,1\n1,2\n3,4\n5,6\n", (2,), None),
-        ("a,b\n1,2\n3,4\n5,6\n", (2,), None),
-        ("a,species\n1,2\n3,4\n5,6\n", (2,), None),
-        ('"a","class"\n1,"rose"\n2,"iris"\n3,"rose"\n', (1,), [0, 1, 1]),
+        ("1,2\n3,4\n5,6\n", None, (2,), None),
+        ("0,1\n1,2\n3,4\n5,6\n", None, (2,), None),
+        ("a,b\n1,2\n3,4\n5,6\n", None, (2,), None),
+        ("a,target\n1,2\n3,4\n5,6\n", None, (2,), None),
+        ("a,target\n1,2\n3,4\n5,6\n", "target", (1,), [2, 4, 6]),
+        ('"a","class"\n1,"rose"\n2,"iris"\n3,"rose"\n', "class", (1,), [0, 1, 1]),
     ],
 )
-def test_csv_headers(tmp_path, text, shape, labels):
+def test_csv_headers(tmp_path, text, label, shape, labels):
     (tmp_path / "t.csv").write_text("\ufeff" + text, encoding="utf-8")
-    splits = load(tmp_path / "t.csv")
+    splits = load(tmp_path / "t.csv", label=label)
     assert splits.event_shape == shape
     parts = (splits.train, splits.validation, splits.test)
     assert [len(part) for part in parts] == [1, 1, 1]
@@ -577,9 +579,9 @@ def test_values_outside_the_unit_interval_are_not_binarised(binarize, value):
         ("a.pt", b"junk", r"a\.pt can't be read as \.pt"),
         ("a.parquet", b"junk", r"a\.parquet can't be read as \.parquet"),
         ("a.csv", b"", r"a\.csv is empty"),
-        ("a.csv", b"a,b\n", r"a\.csv can't be read"),
-        ("a.csv", b"1,2\n3\n", r"a\.csv can't be read"),
-        ("a.csv", b"a,b\n1,2\nx,4\n", r"a\.csv can't be read.*'x'"),
+        ("a.csv", b"a,b\n", r"a\.csv has a header, but no rows"),
+        ("a.csv", b"1,2\n3\n", r"a\.csv, line 2: there are 1 cells, but 2 columns"),
+        ("a.csv", b"a\n1\n2\n3\n4\nx\n", r"a\.csv: column 'a', row 4: 'x' stands among numbers"),
         ("a.csv", b"1,2\n3,4\n", r"a\.csv holds 2 data; wanted: one at least for each of train"),
         ("a.xyz", b"", r"no kind of file known here; wanted: \.npy"),
         ("a/b.png", b"junk", r"b\.png can't be read as a picture"),

@@ -62,6 +62,6 @@ def test_models(script, options, printed, pictures, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("script", sorted(EXAMPLES.rglob("*.py")), ids=lambda p: p.stem)
 def test_each_explains_itself(script, tmp_path):
     assert "usage" in run(str(script), "--help", folder=tmp_path)

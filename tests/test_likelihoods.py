@@ -240,7 +240,8 @@ def test_an_expanded_likelihood_scores_alike(likelihood, event_shape):
 
 
 def moments_are_claimed(likelihood: Likelihood) -> bool:
-    return not isinstance(likelihood, (likelihoods.Categorical, likelihoods.VonMises)) and not (
+    without = (likelihoods.Categorical, likelihoods.VonMises, likelihoods.Ordinal, likelihoods.RoundedLogistic)
+    return not isinstance(likelihood, without) and not (
         isinstance(likelihood, likelihoods.StudentT) and likelihood.df <= 4
     )
 
@@ -469,9 +470,11 @@ STARTS = {
 @pytest.mark.parametrize("likelihood", ALL, ids=repr)
 def test_at_its_start_a_likelihood_has_the_mean_asked(likelihood):
     built = made(likelihood, 2, 2)
-    if isinstance(built, likelihoods.Categorical):
+    if isinstance(built, (likelihoods.Categorical, likelihoods.Ordinal)):
         assert built.start(torch.ones(2, 2)) is None
         return
+    if isinstance(built, likelihoods.RoundedLogistic):
+        return  # whose mean has no closed form: tests/test_table_likelihoods.py
     middle = STARTS.get(type(built), 0.6)
     mean = middle + torch.tensor([[0.0, 0.05], [-0.1, 0.05]]).double()
     params = built.start(mean)

@@ -1,4 +1,4 @@
-"""The command line: `pyro-vae train`, `grid`, `evaluate` and `sample`, one file a command.
+"""The command line: `pyro-vae train`, `grid`, `evaluate`, `sample` and `impute`, one file a command.
 
 Options of models and of `fit` are read off their signatures and docstrings by jsonargparse; torch is imported only
 once a command is chosen.
@@ -16,7 +16,7 @@ from pyro_vae.cli.parsing import CommandError
 __all__ = ["COMMANDS", "USAGE", "CommandError", "main"]
 
 #: Each is a function of the remaining arguments, in the module of its name.
-COMMANDS = ("train", "grid", "evaluate", "sample")
+COMMANDS = ("train", "grid", "evaluate", "sample", "impute")
 
 USAGE = """usage: pyro-vae COMMAND [options]
 
@@ -28,6 +28,7 @@ commands:
   grid FILE     train and score all combinations of a YAML file's lists, in one table
   evaluate RUN  score a run's test set again: log p(x), ELBO, diagnostics
   sample RUN    draw new data from a trained run
+  impute RUN ROWS   fill the missing cells of a table
 
 pyro-vae COMMAND --help explains a command's options; pyro-vae --version prints the version.
 Exit status: 0 done, 2 bad input, 1 training that diverged.

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from pyro_vae.data import BINARIZATIONS
+from pyro_vae.cli.tables import likelihood_spec, network_spec
+from pyro_vae.data import BINARIZATIONS, Table
 from pyro_vae.errors import InputError, one_of
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.pair.hooks import EndsSequences, labels_may_miss, takes_labels
@@ -21,7 +22,13 @@ def model_spec(config: Any, splits: Any) -> dict[str, Any]:
     spec = config.model.as_dict()
     arguments = dict(spec.get("init_args") or {})
     accepted = inspect.signature(named_class(spec["class_path"], list(modules_named(spec)), "model")).parameters
-    if "likelihood" in accepted and arguments.get("likelihood") is None:
+    if isinstance(splits.train, Table) and "likelihood" in accepted and arguments.get("likelihood") is None:
+        arguments["likelihood"] = likelihood_spec(splits.train)
+        for name in {"encoder", "decoder"} & accepted.keys():
+            amortized = name == "decoder" or arguments.get("guide") is None
+            if arguments.get(name) is None and spec["class_path"].endswith(".VAE") and amortized:
+                arguments[name] = network_spec()
+    elif "likelihood" in accepted and arguments.get("likelihood") is None:
         arguments["likelihood"] = {"class_path": f"pyro_vae.likelihoods.{fitting_likelihood(splits.train)}"}
     return {"class_path": spec["class_path"], "init_args": {"event_shape": list(splits.train.event_shape), **arguments}}
 

@@ -21,7 +21,9 @@ def evaluate(arguments: list[str]) -> None:
     from pyro_vae import data
     from pyro_vae.cli.choices import labelled
     from pyro_vae.cli.scores import score_and_show
+    from pyro_vae.cli.tables import read_by, said_kinds
     from pyro_vae.errors import InputError, positive_int
+    from pyro_vae.pair.hooks import table_columns
     from pyro_vae.runs.saving import read_config
 
     pair = loaded(config)
@@ -37,7 +39,10 @@ def evaluate(arguments: list[str]) -> None:
         size=kept["size"],
         binarize="none",
         seed=kept["seed"],
+        kinds=said_kinds(kept.get("kind")) or ({} if table_columns(pair) else None),
+        label=kept.get("label"),
     )
+    splits = read_by(pair, splits)
     splits = labelled(splits, pair, None)
     samples = positive_int("--samples", (kept["samples"] or 500) if config.samples is None else config.samples)
     target = Path(config.json) if config.json else None

@@ -7,27 +7,38 @@ from typing import Any, Literal
 
 from pyro_vae.cli.parsing import CommandError, parser_of
 from pyro_vae.cli.run_options import add_run_options, loaded
+from pyro_vae.cli.tables import sample_rows
 
 
 def sample(arguments: list[str]) -> None:
     """`pyro-vae sample RUN`: draws new data from a trained run."""
-    parser = parser_of("sample", "Draws new data from a trained run, as a picture (.png) or as numbers (.npy, .pt).")
+    parser = parser_of(
+        "sample",
+        "Draws new data from a trained run, as a picture (.png), numbers (.npy, .pt), or rows of a table (.csv, .parquet).",
+    )
     add_run_options(parser)
     parser.add_argument("-n", "--num_samples", "--num-samples", type=int, default=64, help="how many")
     parser.add_argument("--mean", action="store_true", help="E[x | z] in place of a draw of x")
     parser.add_argument(
         "--labels", type=int, nargs="+", default=None, help="of the samples, in turn; each label in turn by default"
     )
+    parser.add_argument(
+        "--given", type=str, nargs="+", default=None, help="cells of a table's row, as in sex=female: draws given those"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--out", type=str, default=None, help="file to write; RUN/samples.png by default")
     config = parser.parse_args(arguments)
     from pyro_vae.errors import one_of, positive_int
     from pyro_vae.inference.sampling import generate
+    from pyro_vae.pair.hooks import table_columns
 
     positive_int("-n", config.num_samples)
+    pair = loaded(config)
+    if table_columns(pair):
+        sample_rows(pair, config)
+        return
     target = Path(config.out) if config.out else Path(config.run) / "samples.png"
     one_of("the ending of --out", target.suffix, [".png", ".npy", ".pt"])
-    pair = loaded(config)
     output: Literal["mean", "sample"] = "mean" if config.mean else "sample"
     y = _labels_in_turn(pair, config)
     drawn: Any = generate(pair, config.num_samples, output=output, condition=y, seed=config.seed)

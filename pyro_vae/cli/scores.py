@@ -7,10 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.cli.tables import table_rows
 from pyro_vae.data.files import write_text
 from pyro_vae.inference import elbo_terms, log_likelihood
 from pyro_vae.models import classify
-from pyro_vae.pair.hooks import labels_may_miss
+from pyro_vae.pair.hooks import labels_may_miss, table_columns
 
 
 def score_and_show(
@@ -33,6 +34,9 @@ def score_and_show(
         misread = _misread(pair, test)
         _write_scores(score, terms, kept, target, misread)
         rows = _score_rows(score, terms, splits.event_shape, frozen, kept["seed"])
+        if table_columns(pair):
+            rows = [row for row in rows if row[0].strip() != "per dimension"]
+            rows += table_rows(pair, splits.test, samples, kept["seed"], out)
         if misread is not None:
             rows.append(("test error", f"{100 * misread:.2f} % of the labels"))
     if result is not None:

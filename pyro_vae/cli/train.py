@@ -12,6 +12,7 @@ from pyro_vae import data
 from pyro_vae.cli.choices import binarisation, labelled, mean, model_spec, modules_named
 from pyro_vae.cli.parsing import parser_of, with_inline_config
 from pyro_vae.cli.scores import score_and_show
+from pyro_vae.cli.tables import kinds_for
 from pyro_vae.errors import positive_int, whole_seed
 from pyro_vae.models import ComposedPair
 from pyro_vae.objectives import Objective
@@ -28,9 +29,7 @@ def train(arguments: list[str]) -> None:
     if config.samples != 0:
         positive_int("--samples", config.samples)
     out: Any = claim(config.out or _default_folder(config.data, config.resume), config.resume)
-    splits = data.load(
-        config.data, root=config.data_root, pixels=config.pixels, size=config.size, binarize="none", seed=config.seed
-    )
+    splits = _loaded(config)
     if config.epochs is None:
         config.epochs = max(20, 3000 * config.fit.batch_size // len(splits.train))
     pair, objective = _built(config, splits)
@@ -43,6 +42,8 @@ def train(arguments: list[str]) -> None:
         f"data {splits.name}: {len(splits.train)} to train, {len(splits.validation)} to validate, "
         f"{len(splits.test)} to test, binarize={binarize}, seed {config.seed}\n{pair!r}",
     )
+    if isinstance(splits.train, data.Table):
+        print(splits.train)
     result = fit(
         pair,
         splits.train,
@@ -59,6 +60,20 @@ def train(arguments: list[str]) -> None:
         **config.fit.as_dict(),
     )
     score_and_show(pair, splits, kept, config.samples, out, not config.quiet, out / "test.json", result)
+
+
+def _loaded(config: Any) -> data.Splits:
+    """The data that the options name, in three parts."""
+    return data.load(
+        config.data,
+        root=config.data_root,
+        pixels=config.pixels,
+        size=config.size,
+        binarize="none",
+        seed=config.seed,
+        kinds=kinds_for(config),
+        label=config.label,
+    )
 
 
 def _built(config: Any, splits: data.Splits) -> tuple[Any, Any]:
@@ -89,6 +104,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], type, Any, str], ...] = (
         None,
         "how many training labels a semi-supervised model is shown, as many of each class; all by default",
     ),
+    (("--label",), str, None, "the column of a table that is its label, and no part of what is modelled"),
     (("--out",), str, None, "run folder; by default a new one under runs/, or with --resume the last"),
     (("--epochs",), int, None, "passes over the training data; by default 3,000 steps, at least 20 passes"),
     (("--seed",), int, 0, "of initial weights, batches, noise and the test set's binarisation"),
@@ -110,6 +126,13 @@ def train_parser() -> Any:
     )
     for names, kind, default, text in OPTIONS:
         parser.add_argument(*names, type=kind, default=default, help=text)
+    parser.add_argument(
+        "--kind",
+        type=str,
+        nargs="+",
+        default=None,
+        help="kinds of a table's columns, as in age=real grade=ordinal; others are inferred",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_subclass_arguments(ComposedPair, "model", skip={"event_shape"}, instantiate=False, required=False)
@@ -124,7 +147,7 @@ def train_parser() -> Any:
 
 def _kept(config: Any, binarize: str) -> dict[str, Any]:
     """The options that describe the run, for its config.yaml; paths are absolute, so that it can be scored from anywhere."""
-    names = ("data", "data_root", "pixels", "size", "labels", "epochs", "seed", "samples")
+    names = ("data", "data_root", "pixels", "size", "labels", "label", "kind", "epochs", "seed", "samples")
     kept = {name: config[name] for name in names}
     if config.data not in data.NAMES and Path(config.data).exists():
         kept["data"] = str(Path(config.data).resolve())

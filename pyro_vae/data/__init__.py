@@ -11,5 +11,17 @@ from pyro_vae.data.named import NAMES, Splits, as_examples, load
 from pyro_vae.data.readers import READERS
 from pyro_vae.data.resident import BINARIZATIONS, Binarization, Examples
 from pyro_vae.data.streams import Stream
+from pyro_vae.data.tables import Table
 
-__all__ = ["BINARIZATIONS", "NAMES", "READERS", "Binarization", "Examples", "Splits", "Stream", "as_examples", "load"]
+__all__ = [
+    "BINARIZATIONS",
+    "NAMES",
+    "READERS",
+    "Binarization",
+    "Examples",
+    "Splits",
+    "Stream",
+    "Table",
+    "as_examples",
+    "load",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,8 @@ from pyro_vae.data.readers import READERS, read_file
 from pyro_vae.data.reading import as_labels, from_dataset, from_tensors
 from pyro_vae.data.resident import BINARIZATIONS, Binarization, Examples
 from pyro_vae.data.streams import Stream
+from pyro_vae.data.table_files import is_table_file
+from pyro_vae.data.tables import table_or_array
 from pyro_vae.errors import InputError, first_sentence, nearest, one_of, positive_int
 
 
@@ -127,15 +129,18 @@ def load(
     pixels: Literal["unit", "integer"] = "unit",
     size: int | None = None,
     download: bool = True,
+    kinds: Mapping[Any, str] | None = None,
+    label: Any = None,
 ) -> Splits:
     """A data set by name or path, in three parts that are the same in every run.
 
     "digits" comes with scikit-learn: 1,797 scans of 8 x 8, which have no split of their own and are cut here
     into 1,293 to train, 144 to validate and 360 to test. The other names are torchvision's, with their own
     test part (CelebA: validation part too); any class of `torchvision.datasets` that has both parts can be
-    named. A file is .npy, .npz, .pt, .csv or .parquet, whose arrays or columns may be named x, y, x_train,
-    test_labels ...; where a .npz or .pt holds lengths too, x are sequences and batches (x, lengths). A folder
-    holds pictures: in subfolders that are classes, or in train/ and test/, or neither. A part that is missing
+    named. A file is .npy, .npz or .pt, whose arrays may be named x, y, x_train, test_labels ...; where it holds
+    lengths too, x are sequences and batches (x, lengths). Or it is a table, .csv, .tsv or .parquet: one of numbers
+    alone without a missing cell is an array, any other a `Table`. A folder holds pictures: in subfolders that
+    are classes, or in train/ and test/, or neither. A part that is missing
     is a tenth of the training data (at most 10,000 where the set has a test part).
 
     Args:
@@ -147,6 +152,8 @@ def load(
         pixels: "unit" scales bytes to [0, 1], "integer" leaves them; other data are left alone.
         size: height and width that pictures are brought to, from the square in their middle.
         download: whether torchvision may fetch what is not in `root`.
+        kinds: of a table's columns, by name, as in `Table`; {} reads an array of numbers as a `Table` too.
+        label: the column of a table that is its label; none is by default, whatever its name.
 
     Raises:
         InputError: if the source is unknown or can't be read, with the file and the reason.
@@ -154,7 +161,7 @@ def load(
     one_of("binarize", binarize, BINARIZATIONS)
     one_of("pixels", pixels, ("unit", "integer"))
     size = None if size is None else positive_int("size", size)
-    parts = _parts(str(source), root, size, download)
+    parts = _parts(str(source), root, size, download, kinds, label)
     if len({part.event_shape for part in parts.values()}) > 1:
         shapes = ", ".join(f"{name} {tuple(part.event_shape)}" for name, part in parts.items())
         raise InputError(f"The parts of {source} differ in shape: {shapes}.")
@@ -166,7 +173,9 @@ def load(
     return Splits(str(source), *three)
 
 
-def _parts(name: str, root: Any, size: int | None, download: bool) -> dict[str, Examples | Stream]:
+def _parts(
+    name: str, root: Any, size: int | None, download: bool, kinds: Mapping[Any, str] | None = None, label: Any = None
+) -> dict[str, Examples | Stream]:
     """Those parts that the source has, "train" always among them."""
     known = name.lower().replace("-", "_")
     path = Path(name).expanduser()
@@ -176,9 +185,11 @@ def _parts(name: str, root: Any, size: int | None, download: bool) -> dict[str, 
         return _torchvision(known, *_TORCHVISION[known], root, size, download)
     if path.is_dir():
         return read_folder(path, size)
+    if path.is_file() and is_table_file(path):
+        return {"train": sized(table_or_array(path, kinds, label), size)}
     if path.is_file():
         return {part: sized(examples, size) for part, examples in read_file(path).items()}
-    if path.suffix.lower() in READERS or len(path.parts) > 1:
+    if path.suffix.lower() in READERS or is_table_file(path) or len(path.parts) > 1:
         raise InputError(f"There is no file or folder {path}.")
     if found := _other_torchvision(known):
         return _torchvision(known, *found, root, size, download)

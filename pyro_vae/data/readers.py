@@ -1,10 +1,8 @@
-"""Arrays in files: .npy, .npz, .pt, .csv, .parquet, with their parts and labels found by name."""
+"""Arrays in files: .npy, .npz, .pt, with their parts and labels found by name."""
 
 from __future__ import annotations
 
-import csv
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from torch import Tensor
 from pyro_vae.data.items import as_tensor
 from pyro_vae.data.reading import from_tensors
 from pyro_vae.data.resident import Examples
+from pyro_vae.data.table_files import PARQUET, TEXT
 from pyro_vae.errors import InputError, check_lengths, first_sentence
 
 PARTS = {"train": "train", "training": "train", "test": "test"}
@@ -33,12 +32,11 @@ _LENGTHS = {"lengths"}
 
 
 def read_file(path: Path) -> dict[str, Examples]:
-    """The parts that a file holds, by the names of its arrays or columns."""
+    """The parts that a file holds, by the names of its arrays."""
     suffix = path.suffix.lower()
     if suffix not in READERS:
-        raise InputError(
-            f"{path} is no kind of file known here; wanted: {', '.join(READERS)}, or a folder of pictures."
-        )
+        known = ", ".join([*READERS, *TEXT, *PARQUET])
+        raise InputError(f"{path} is no kind of file known here; wanted: {known}, or a folder of pictures.")
     try:
         named = READERS[suffix](path)
     except InputError:
@@ -109,63 +107,9 @@ def _read_torch(path: Path) -> dict[str, Any]:
     return {str(name): value for name, value in named.items() if isinstance(value, Tensor)}
 
 
-def _read_csv(path: Path) -> dict[str, Any]:
-    import numpy as np
-
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        first = next(csv.reader(file), None)
-    if first is None:
-        raise InputError(f"{path} is empty.")
-    # columns numbered 0, 1, 2 ... are a header too, as pandas writes it for an array
-    header = not all(map(_is_number, first)) or (len(first) > 1 and first == [str(i) for i in range(len(first))])
-    names = first if header else [""] * len(first)
-    label = next((i for i, name in enumerate(names) if name.strip().lower() in _Y), None)
-    columns = [i for i, name in enumerate(names) if i != label and (name or not header)]  # no name: pandas' index
-
-    def read(columns: Any, **options: Any) -> Any:
-        options |= {"delimiter": ",", "comments": None, "quotechar": '"', "encoding": "utf-8-sig"}
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # there is just a warning where nothing follows the header
-            return np.loadtxt(path, skiprows=int(header), usecols=columns, **options)
-
-    return {"x": read(columns, ndmin=2)} | ({} if label is None else {"y": _numbers(read(label, ndmin=1, dtype=str))})
-
-
-def _numbers(words: Any) -> Any:
-    """An array of words as numbers, if all of them are."""
-    return words.astype(float) if all(map(_is_number, words)) else words
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
-def _read_parquet(path: Path) -> dict[str, Any]:
-    import numpy as np
-
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(f"{path} needs pyarrow to be read: run `pip install pyarrow`.") from error
-    table = pyarrow.parquet.read_table(path)
-    columns = {name: table.column(name).to_numpy() for name in table.column_names if not name.startswith("__index_")}
-    label = next((name for name in columns if name.lower() in _Y), None)
-    labels = {} if label is None else {"y": columns.pop(label)}
-    for name, values in columns.items():
-        if values.dtype.kind not in "buif":
-            raise InputError(f"{path} holds {values.dtype} in column {name!r}; wanted: numbers.")
-    return {"x": np.stack(list(columns.values()), axis=1)} | labels
-
-
 READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     ".npy": _read_numpy,
     ".npz": _read_numpy,
     ".pt": _read_torch,
     ".pth": _read_torch,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
 }

@@ -8,6 +8,7 @@ import torch
 
 from pyro_vae import data
 from pyro_vae.data import Binarization
+from pyro_vae.inference.rows import rows_for
 from pyro_vae.pair import (
     Batch,
     ModelAndGuide,
@@ -22,6 +23,7 @@ from pyro_vae.pair.hooks import check_batch
 
 def scored_data(pair: ModelAndGuide, x: Any, binarize: Binarization | None, seed: int) -> Any:
     """The data to score, on the pair's device, checked; a binarisation is drawn once, under `seed`."""
+    x = rows_for(pair, x)
     first = x[0] if isinstance(x, (tuple, list)) and x else x
     device = device_of(pair, first.device if isinstance(first, torch.Tensor) else "cpu")
     examples = data.as_examples(x, binarize="static" if binarize == "dynamic" else binarize, seed=seed, device=device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,8 @@ def log_likelihood(
     x: Any,
     num_samples: int = 1000,
     *,
+    of: Sequence[Any] | None = None,
+    given: Sequence[Any] | None = None,
     binarize: Binarization | None = None,
     seed: int = 0,
     max_memory: int | None = None,
@@ -108,6 +110,7 @@ def log_likelihood(
         pair: model and guide.
         x: data in any form that `fit` takes.
         num_samples: K, exactly so many per datum.
+        of, given: names of columns of a table, for log p(x_of | x_given); other cells are integrated out.
         binarize: as in `fit`; "static" or "dynamic" make one draw per pixel under `seed`.
         seed: of the draws; the same seed gives the same numbers.
         max_memory: bytes that one chunk's tensors may take; by default what was fastest here, 64 MiB on a CPU (more no
@@ -122,6 +125,11 @@ def log_likelihood(
     pair = as_pair(pair)
     positive_int("num_samples", num_samples)
     one_of("compile", compile, COMPILE)
+    if of is not None or given is not None:
+        from pyro_vae.inference.conditionals import conditional_log_likelihood
+
+        options: dict[str, Any] = {"seed": seed, "max_memory": max_memory, "compile": compile, "progress": progress}
+        return conditional_log_likelihood(pair, x, of, given, num_samples, **options)
     examples = scored_data(pair, x, binarize, seed)
     if max_memory is None:
         max_memory = 2**26 if torch.device(examples.device).type == "cpu" else 2**30

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 
+from pyro_vae.data.tables import Table
 from pyro_vae.errors import InputError, one_of, positive_int
 from pyro_vae.inference.importance import Draws, Layout, find_layout
+from pyro_vae.inference.rows import as_rows, rows_for
 from pyro_vae.inference.temperature import Tempered
 from pyro_vae.pair import (
     Batch,
@@ -42,8 +44,9 @@ def generate(
     temperature: float = 1.0,
     condition: Any = None,
     like: Any = None,
+    given: Mapping[Any, Any] | None = None,
     seed: int | None = None,
-) -> torch.Tensor | dict[str, torch.Tensor]:
+) -> Any:
     """New data x ~ p(x | z), z ~ p(z), by running the model with its observations removed.
 
     Args:
@@ -53,14 +56,35 @@ def generate(
         temperature: what the scale of every latent is multiplied by (Child 2020, figure 1); x is drawn as the model says.
         condition: the further tensors of a batch, for models of several arguments.
         like: a batch that shows what data look like, for a pair that has not been fitted here.
+        given: cells of a row by column, for a pair of a table: the other cells are drawn from p(others | given), by
+            sampling importance resampling; `frame.attrs["ess"]` is the effective sample size of the weights.
         seed: makes the draws repeatable without touching torch's random state; None draws from that state.
 
     Returns:
-        shape (num_samples, *event_shape); a dict by site if the model observes several.
+        shape (num_samples, *event_shape); a dict by site if the model observes several; a DataFrame, with names and
+        dtypes, if the pair models a table.
     """
     pair = as_pair(pair)
     positive_int("num_samples", num_samples)
     one_of("output", output, ["sample", "mean"])
+    if given is not None:
+        from pyro_vae.inference.conditionals import given_rows
+
+        return given_rows(pair, num_samples, given, seed)
+    drawn = generated(pair, num_samples, output, temperature, condition, like, seed)
+    return as_rows(pair, drawn) if isinstance(drawn, torch.Tensor) else drawn
+
+
+def generated(
+    pair: ModelAndGuide,
+    num_samples: int,
+    output: Output,
+    temperature: float,
+    condition: Any,
+    like: Any,
+    seed: int | None,
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """What `generate` draws, as tensors in any case."""
     tempered = Tempered(temperature)
     batch = blank_batch(pair, num_samples, like, condition)
     check_conditions(pair, *batch[1:])
@@ -99,7 +123,7 @@ def reconstruct(
     if keep is not None and keep != 0:
         positive_int("keep", keep)
     tempered = Tempered(temperature)
-    batch = _to_device(pair, as_batch(x))
+    batch = _to_device(pair, batch_of(pair, x))
     check_conditions(pair, *batch[1:])
     remember(pair, batch)
     with evaluating(pair), _random_state(batch[0].device, seed):
@@ -128,7 +152,7 @@ def encode(pair: PairLike, x: Any, *, batch_size: int = 8192) -> TorchDistributi
     """
     pair = as_pair(pair)
     positive_int("batch_size", batch_size)
-    batch = _to_device(pair, as_batch(x))
+    batch = _to_device(pair, batch_of(pair, x))
     if not len(batch[0]):
         raise InputError("x is empty: there is nothing to encode.")
     check_conditions(pair, *batch[1:])
@@ -223,6 +247,12 @@ class Posterior:
         data_dim = {name: self._layout.plate.dim - rank for name, rank in self._layout.event_dims.items()}
         joined = {name: torch.cat(parts, dim=data_dim[name]) for name, parts in columns.items()}
         return {name: value.reshape(*shape, *value.shape[1:]) for name, value in joined.items()}
+
+
+def batch_of(pair: ModelAndGuide, x: Any) -> Batch:
+    """One tensor or several as a batch; for a pair of a table also rows: a DataFrame, a `Table` or a path."""
+    rows = rows_for(pair, x)
+    return as_batch(rows.x if isinstance(rows, Table) else rows)
 
 
 def _random_state(device: torch.device, seed: int | None) -> Any:

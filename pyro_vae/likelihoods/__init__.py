@@ -20,6 +20,8 @@ from pyro_vae.likelihoods.counts import (
     ZeroInflatedPoisson,
 )
 from pyro_vae.likelihoods.levels import Bernoulli, Categorical, DiscretizedLogistic, DiscretizedLogisticMixture
+from pyro_vae.likelihoods.ordered import Ordinal, RoundedLogistic
+from pyro_vae.likelihoods.standardized import Standardized
 from pyro_vae.likelihoods.tables import Columns
 
 __all__ = [
@@ -38,7 +40,10 @@ __all__ = [
     "Multinomial",
     "NegativeBinomial",
     "Normal",
+    "Ordinal",
     "Poisson",
+    "RoundedLogistic",
+    "Standardized",
     "StudentT",
     "VonMises",
     "ZeroInflatedNegativeBinomial",

@@ -78,6 +78,11 @@ class Likelihood(Component):
         rest = [torch.zeros_like(first[0])] * (self.params_per_value - len(first))
         return torch.cat([*first, *rest])
 
+    def inside(self) -> float:
+        """A value that one entry of x may take."""
+        candidates = torch.tensor([0.0, 0.5, 1.0])
+        return float(candidates[self.support.check(candidates).long().argmax()])
+
     def check(self, x: torch.Tensor) -> None:
         """Refuses data that this likelihood gives no density, naming the first such entry.
 

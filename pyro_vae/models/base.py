@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -64,6 +64,11 @@ class ComposedPair(Declared, nn.Module):
     def posterior(self) -> Guide:
         """The former name of `guide_family`."""
         return self.guide_family
+
+    @property
+    def table_columns(self) -> Sequence[Mapping[str, Any]]:
+        """The columns of the table that x is, as plain values; none where x is no table."""
+        return getattr(self.likelihood, "schema", ())
 
     # --- y, for pairs of p(x | y) -----------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ documents one; `docs/hooks.md` shows them in use. The functions at the end look 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -118,6 +118,17 @@ class StartsAtMean(Protocol):
         """Sets the biases; returns whether it did."""
 
 
+@runtime_checkable
+class ModelsTable(Protocol):
+    """A pair whose x are rows of a table. Rows come in as DataFrames, and go out as such.
+
+    Attributes:
+        table_columns: name, kind and dtype of each column, as `data.kinds.Column.plain` gives them; none for no table.
+    """
+
+    table_columns: Sequence[Mapping[str, Any]]
+
+
 # --- of an objective --------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +204,11 @@ def recomputes(pair: Any) -> bool:
 def num_conditions(pair: Any) -> int:
     """How many tensors follow x in a batch; 0 if the pair does not say."""
     return pair.num_conditions if isinstance(pair, TakesConditions) else 0
+
+
+def table_columns(pair: Any) -> Sequence[Mapping[str, Any]]:
+    """The columns of the table that x is; none if the pair does not say."""
+    return pair.table_columns if isinstance(pair, ModelsTable) else ()
 
 
 def final_weight(objective: Any) -> float:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pyro_vae.data.files import replacing
+from pyro_vae.data.kinds import Column
 from pyro_vae.errors import InputError, positive_int
-from pyro_vae.inference.sampling import Posterior, encode, generate, reconstruct
+from pyro_vae.inference.rows import columns_of
+from pyro_vae.inference.sampling import Posterior, encode, generated, reconstruct
 from pyro_vae.pair import Batch, ModelAndGuide, PairLike, as_pair, device_of, kept_random_state
-from pyro_vae.report import plotting
+from pyro_vae.report import plotting, tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,6 +38,8 @@ def figures(
     seed: int = 0,
 ) -> dict[str, Path]:
     """Writes curves.png, samples.png, reconstructions.png and latent.png, whole or not at all.
+
+    For a pair of a table, marginals.png and correlations.png stand in the place of the second and third.
 
     A figure that can't be made for this pair is left out, and the reason is logged. The pair and torch's random state
     are left as they were.
@@ -60,6 +64,13 @@ def figures(
         "reconstructions": page.reconstructions,
         "latent": page.latent,
     }
+    if columns_of(pair):
+        draw = {
+            "curves": page.curves,
+            "marginals": page.marginals,
+            "correlations": page.correlations,
+            "latent": page.latent,
+        }
     written: dict[str, Path] = {}
     for name, make in draw.items():
         path = Path(folder) / f"{name}.png"
@@ -108,13 +119,25 @@ class _Page:
 
     def samples(self) -> Figure:
         condition = tuple(_repeated(tensor, NUM_SAMPLES) for tensor in self.batch[1:]) or None
-        drawn = generate(self.pair, NUM_SAMPLES, output="mean", condition=condition, like=self.batch, seed=self.seed)
+        drawn = generated(self.pair, NUM_SAMPLES, "mean", 1.0, condition, self.batch, self.seed)
         return plotting.images(_only(drawn), vmax=self.vmax)
 
     def reconstructions(self) -> Figure:
         few = tuple(tensor[: self.num] for tensor in self.batch)
         again = _only(reconstruct(self.pair, few, seed=self.seed))
         return plotting.reconstructions(few[0], again, vmax=self.vmax)
+
+    @functools.cached_property
+    def rows(self) -> tuple[torch.Tensor, torch.Tensor, tuple[Column, ...]]:
+        """Real rows, sampled ones, and their columns."""
+        sampled = generated(self.pair, NUM_CODES, "sample", 1.0, None, None, self.seed)
+        return self.batch[0], _only(sampled), columns_of(self.pair)
+
+    def marginals(self) -> Figure:
+        return tables.marginals(*self.rows)
+
+    def correlations(self) -> Figure:
+        return tables.correlations(*self.rows)
 
     def latent(self) -> Figure:
         codes = posterior_means(self.pair, tuple(tensor[:NUM_CODES] for tensor in self.batch))

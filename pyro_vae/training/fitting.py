@@ -17,6 +17,7 @@ from pyro_vae.engine.lower.products import float32_products
 from pyro_vae.engine.machine import memory_kept
 from pyro_vae.engine.replay import COMPILE, Compile
 from pyro_vae.errors import InputError, one_of
+from pyro_vae.inference.rows import rows_for
 from pyro_vae.pair import ModelAndGuide, PairLike, as_pair, kept_random_state
 from pyro_vae.pair.hooks import HasDefaultObjective, offers
 from pyro_vae.runs.log import CHECKPOINT, RunLog, claim
@@ -82,8 +83,8 @@ def fit(
 
     Args:
         pair: a VAE, a Pair, a module with `model` and `guide`, or a tuple of the two.
-        x: training data: a tensor (N, *event_shape) or a tuple of them, an array, a Dataset, a DataLoader, or the name
-            or path of a data set.
+        x: training data: a tensor (N, *event_shape) or a tuple of them, an array, a Dataset, a DataLoader, the name
+            or path of a data set; for a pair of a table a `data.Table`, a DataFrame or a file's path.
         epochs: passes over the data.
         batch_size: data per step, over all processes.
         lr: learning rate at its highest.
@@ -124,8 +125,8 @@ def fit(
     if resume and out is None:
         raise InputError("resume=True needs out=, the run folder with the checkpoint.")
     folder = claim(out, resume)
-    training, validation = _sets(x, validation, binarize, seed)
     pair = as_pair(pair)
+    training, validation = _sets(rows_for(pair, x), rows_for(pair, validation))
     objective = objective or _objective_of(pair)
     trainer = Trainer(pair, settings, objective, device, compile, precision)
     with kept_random_state(trainer.device):
@@ -154,7 +155,7 @@ def _objective_of(pair: Any) -> ELBO:
     return pair.default_objective() if offers(pair, HasDefaultObjective, "default_objective") else Trace_ELBO()
 
 
-def _sets(x: Any, validation: Any, binarize: str | None, seed: int | None) -> tuple[Any, Any]:
+def _sets(x: Any, validation: Any) -> tuple[Any, Any]:
     """Training and validation data; a named set brings its own validation part."""
     if isinstance(x, str):
         splits = data.load(x)
