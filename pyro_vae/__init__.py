@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyro_vae import data, guides, likelihoods, networks, objectives, priors
     from pyro_vae.errors import InputError
+    from pyro_vae.inference.annealing import Annealing
     from pyro_vae.inference.diagnostics import pareto_khat
     from pyro_vae.inference.importance import log_weights
     from pyro_vae.inference.likelihood import log_likelihood
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from pyro_vae.training.nonfinite import TrainingDiverged
 
 _HOMES = {
+    "Annealing": "inference.annealing",
     "DeepMarkovModel": "models",
     "HierarchicalVAE": "models",
     "InputError": "errors",

@@ -33,7 +33,7 @@ from pyro_vae.pair import (
 )
 
 Values = dict[str, torch.Tensor]
-_PARTICLES = "_particles"
+PARTICLES = "_particles"
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def run(
         given = {name: _fold(v, layout, layout.event_dims[name]) for name, v in given.items()}
         trace = poutine.trace(poutine.condition(program, data=given)).get_trace(*batch)
     else:
-        with pyro.plate(_PARTICLES, num_samples, dim=layout.particle_dim):
+        with pyro.plate(PARTICLES, num_samples, dim=layout.particle_dim):
             trace = poutine.trace(poutine.condition(program, data=given)).get_trace(*batch)
     return {**sample_sites(trace, observed=False), **sample_sites(trace, observed=True)}
 

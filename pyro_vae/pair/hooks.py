@@ -51,6 +51,17 @@ class RecomputesActivations(Protocol):
 
 
 @runtime_checkable
+class OptimisesInGuide(Protocol):
+    """A pair whose guide takes gradient steps on the model for each datum. Scoring runs it once for a batch, eagerly.
+
+    Attributes:
+        optimises: whether it does.
+    """
+
+    optimises: bool
+
+
+@runtime_checkable
 class TakesLabels(Protocol):
     """A pair whose batches are (x, y) with y the label of each datum. Read by the command line.
 
@@ -188,6 +199,11 @@ def labels_may_miss(pair: Any) -> bool:
 def recomputes(pair: Any) -> bool:
     """Whether activations are computed again for the gradient; false if the pair does not say."""
     return isinstance(pair, RecomputesActivations) and bool(pair.recomputes)
+
+
+def optimises(pair: Any) -> bool:
+    """Whether the guide takes gradient steps on the model for each datum; false if the pair does not say."""
+    return isinstance(pair, OptimisesInGuide) and bool(pair.optimises)
 
 
 def num_conditions(pair: Any) -> int:
