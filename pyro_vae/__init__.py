@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pyro_vae import data, guides, likelihoods, networks, objectives, priors
     from pyro_vae.errors import InputError
     from pyro_vae.inference.annealing import Annealing
+    from pyro_vae.inference.bidirectional import bidirectional
     from pyro_vae.inference.diagnostics import pareto_khat
     from pyro_vae.inference.importance import log_weights
     from pyro_vae.inference.likelihood import log_likelihood
@@ -50,6 +51,7 @@ _HOMES = {
     "VAE": "models",
     "VariationalRNN": "models",
     "VeryDeepVAE": "models",
+    "bidirectional": "inference.bidirectional",
     "classify": "models",
     "elbo_terms": "inference.terms",
     "encode": "inference.sampling",

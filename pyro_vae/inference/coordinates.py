@@ -25,7 +25,7 @@ class Place:
         name: of the site.
         bijection: from R^d to the site's support.
         shape: of one datum's unconstrained values, without the data's dimension: inner plates, then the event.
-        event_dim: rank of the unconstrained event.
+        event_dim: rank of the site's event.
     """
 
     name: str
@@ -78,9 +78,9 @@ class Coordinates:
         if site["mask"] is not None and not torch.equal(probe := torch.tensor([0.3]), _try(bijection, probe)):
             raise InputError(f"Latent {name!r} is masked and has a constrained support, which annealing can't handle.")
         value = bijection.inv(site["value"])
-        event_dim = layout.event_dims[name] - bijection.codomain.event_dim + bijection.domain.event_dim
-        value = value.reshape((1,) * (self.batch_rank - 1 - value.dim() + event_dim) + tuple(value.shape))
-        shape = list(value.shape)
+        event_dim = layout.event_dims[name]
+        free_dim = event_dim - bijection.codomain.event_dim + bijection.domain.event_dim
+        shape = list(_padded(value, free_dim, self.batch_rank - 1).shape)
         del shape[self.data_at - 1]
         return Place(name, bijection, torch.Size(shape), event_dim)
 
@@ -93,6 +93,10 @@ class Coordinates:
             parts.append(u.expand(full).movedim(self.data_at, 1).reshape(len(u), -1, place.size))
         return torch.cat(parts, -1)
 
+    def pack_one(self, values: Values) -> torch.Tensor:
+        """u, (N, D), of one value of each latent for N data, in the shape that the program drew it in."""
+        return self.pack({p.name: _padded(values[p.name], p.event_dim, self.batch_rank) for p in self.places})[0]
+
     def unpack(self, u: torch.Tensor) -> tuple[Values, torch.Tensor]:
         """The latents' values and log |det dz/du|, (K, N)."""
         values: Values = {}
@@ -103,6 +107,11 @@ class Coordinates:
             term = place.bijection.log_abs_det_jacobian(free, value)
             log_det = log_det + term.movedim(self.data_at, 1).reshape(*u.shape[:2], -1).sum(-1)
         return values, log_det
+
+
+def _padded(value: torch.Tensor, event_dim: int, batch_rank: int) -> torch.Tensor:
+    """The value with ones on the left, up to so many batch dimensions."""
+    return value.reshape((1,) * (batch_rank + event_dim - value.dim()) + tuple(value.shape))
 
 
 def _try(bijection: Transform, probe: torch.Tensor) -> torch.Tensor:

@@ -247,6 +247,15 @@ def _regenerate(pair: ModelAndGuide, batch: Batch, guide_trace: poutine.Trace | 
     return observed
 
 
+def observed_in(pair: ModelAndGuide, trace: poutine.Trace, batch: Batch) -> torch.Tensor | dict[str, torch.Tensor]:
+    """What a trace of the unconditioned model drew at its observed sites, in the form of x if the pair says how."""
+    sites = sample_sites(trace, observed=False)
+    outputs = {name: site["value"] for name, site in sites.items() if site["infer"].get("was_observed")}
+    if not outputs:
+        raise InputError("The model observes nothing: no pyro.sample(..., obs=x) was met.")
+    return _shaped(pair, outputs, batch)
+
+
 def _output(site: Site, output: Output) -> torch.Tensor:
     if output == "sample":
         return site["value"]
