@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyro_vae.inference.annealing import Annealing
     from pyro_vae.inference.bidirectional import bidirectional
     from pyro_vae.inference.diagnostics import pareto_khat
+    from pyro_vae.inference.gaps import gaps
     from pyro_vae.inference.importance import log_weights
     from pyro_vae.inference.likelihood import log_likelihood
     from pyro_vae.inference.sampling import encode, generate, reconstruct
@@ -58,6 +59,7 @@ _HOMES = {
     "fit": "training.fitting",
     "fit_prior": "training.ex_post",
     "forecast": "models",
+    "gaps": "inference.gaps",
     "generate": "inference.sampling",
     "load": "runs.saving",
     "log_likelihood": "inference.likelihood",
