@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -152,3 +154,29 @@ def smoothed_sum(log_sum: torch.Tensor, log_tail: torch.Tensor, khat: torch.Tens
     result = log_sum.clone()
     result[asked] = torch.logaddexp(body, smoothed_tail(tail).logsumexp(0))
     return result
+
+
+def predictive(given: Sequence[LogLikelihood], names: Sequence[str]) -> LogLikelihood:
+    """log 1/M Σ_m p(x | w_m) of each datum, from the estimates given M draws of global latents.
+
+    The Monte Carlo error is that of the draws, by the delta method; it holds the noise of each estimate too. k-hat is the
+    worst of the draws', and the effective sample size the sum over draws.
+
+    Args:
+        given: one estimate a draw, of the same data.
+        names: of the global latents, for the note.
+    """
+    values = torch.stack([one.values for one in given])
+    first = given[0]
+    drawn = ", ".join(map(repr, names))
+    note = f"predictive: averaged over {len(given)} draws of {drawn} from the guide, the same for all data"
+    error = log_mean_error(values) if len(given) > 1 else first.mc_stderr
+    return dataclasses.replace(
+        first,
+        values=values.logsumexp(0) - math.log(len(given)),
+        mc_stderr=error,
+        khat=torch.stack([one.khat for one in given]).amax(0),
+        ess=torch.stack([one.ess for one in given]).sum(0),
+        notes=(*first.notes, note),
+        smoothed=None,
+    )

@@ -16,7 +16,8 @@ from pyro_vae.errors import InputError, one_of, positive_int
 from pyro_vae.inference.annealing import Annealing, annealed_weights, bar
 from pyro_vae.inference.checked import notes_on, scored_data
 from pyro_vae.inference.diagnostics import effective_sample_size, pareto_khat, tail_length
-from pyro_vae.inference.estimates import SMOOTHED_ABOVE, LogLikelihood, from_log_weights, smoothed_sum
+from pyro_vae.inference.estimates import SMOOTHED_ABOVE, LogLikelihood, from_log_weights, predictive, smoothed_sum
+from pyro_vae.inference.global_latents import draw_globals, given, global_latents
 from pyro_vae.inference.importance import Draws, Layout, bytes_per_draw, find_layout
 from pyro_vae.pair import (
     Batch,
@@ -36,6 +37,7 @@ def log_likelihood(
     *,
     method: Literal["importance", "annealed"] = "importance",
     annealing: Annealing | None = None,
+    num_global: int = 16,
     binarize: Binarization | None = None,
     seed: int = 0,
     max_memory: int | None = None,
@@ -52,12 +54,16 @@ def log_likelihood(
     Both are unbiased for p(x), and so lower bounds for log p(x) on average. Importance weights are streamed, so memory does
     not grow with K or N. The pair, its optimizer and torch's random state are left as they were.
 
+    With latents outside the plate over the data, such as a decoder's weights w, each datum's score is the predictive
+    log p(x | training data) ≈ log 1/M Σ_m p(x | w_m), w_m ~ q(w), the p(x | w_m) estimated as above.
+
     Args:
         pair: model and guide.
         x: data in any form that `fit` takes.
         num_samples: K, exactly so many per datum; 1000 samples, or 16 chains, by default.
         method: "importance" or "annealed".
         annealing: how chains are annealed; Annealing() by default.
+        num_global: draws of latents outside the plate over the data, where there are any, each with K samples.
         binarize: as in `fit`; "static" or "dynamic" make one draw per pixel under `seed`.
         seed: of the draws; the same seed gives the same numbers.
         max_memory: bytes that one chunk's tensors may take; by default what was fastest here, 64 MiB on a CPU (more no
@@ -79,18 +85,43 @@ def log_likelihood(
     one_of("compile", compile, COMPILE)
     if annealing is not None and (method != "annealed" or not isinstance(annealing, Annealing)):
         raise InputError(f'annealing={annealing!r} must be an Annealing(...), and goes with method="annealed".')
+    positive_int("num_global", num_global)
     examples = scored_data(pair, x, binarize, seed)
     if max_memory is None:
         max_memory = 2**26 if torch.device(examples.device).type == "cpu" else 2**30
     positive_int("max_memory", max_memory)
-    if method == "importance":
-        return _by_importance(pair, examples, num_samples, seed, max_memory, compile, progress)
+
+    def score(pair: ModelAndGuide, num_samples: int, seed: int) -> LogLikelihood:
+        if method == "importance":
+            return _by_importance(pair, examples, num_samples, seed, max_memory, compile, progress)
+        return _by_annealing(pair, examples, num_samples, annealing, seed, max_memory, compile, progress)
+
+    first = next(iter(examples.batches(4)))[1]
+    with evaluating(pair):
+        names = global_latents(pair, first)
+    if not names:
+        return score(pair, num_samples, seed)
+    with evaluating(pair), kept_random_state(examples.device, (seed + 3_000_003) % 2**32):
+        draws = [draw_globals(pair, first, names) for _ in range(num_global)]
+    return predictive([score(given(pair, values), num_samples, seed + i) for i, values in enumerate(draws)], names)
+
+
+def _by_annealing(
+    pair: ModelAndGuide,
+    examples: Any,
+    num_chains: int,
+    annealing: Annealing | None,
+    seed: int,
+    max_memory: int,
+    compile: Compile,
+    progress: bool,
+) -> LogLikelihood:
     with evaluating(pair), kept_random_state(examples.device, seed):
         notes = notes_on(pair, next(iter(examples.batches(4)))[1])
     log_w, acceptance = annealed_weights(
         pair,
         examples,
-        num_samples,
+        num_chains,
         annealing or Annealing(),
         seed=seed,
         compile=compile,

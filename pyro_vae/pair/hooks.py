@@ -51,6 +51,17 @@ class RecomputesActivations(Protocol):
 
 
 @runtime_checkable
+class FreezesParts(Protocol):
+    """A pair with parts that belong to another pair. `fit` leaves them as they are, and says so.
+
+    Attributes:
+        frozen: their names; empty if all parts are the pair's own.
+    """
+
+    frozen: Sequence[str]
+
+
+@runtime_checkable
 class OptimisesInGuide(Protocol):
     """A pair whose guide takes gradient steps on the model for each datum. Scoring runs it once for a batch, eagerly.
 
@@ -204,6 +215,11 @@ def recomputes(pair: Any) -> bool:
 def optimises(pair: Any) -> bool:
     """Whether the guide takes gradient steps on the model for each datum; false if the pair does not say."""
     return isinstance(pair, OptimisesInGuide) and bool(pair.optimises)
+
+
+def frozen_parts(pair: Any) -> Sequence[str]:
+    """Names of the parts that `fit` leaves as they are; none if the pair does not say."""
+    return pair.frozen if isinstance(pair, FreezesParts) else ()
 
 
 def num_conditions(pair: Any) -> int:
