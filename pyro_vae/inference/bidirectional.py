@@ -137,7 +137,7 @@ def bidirectional(
         high,
         low_error,
         high_error,
-        examples.batch(slice(None))[0],
+        next(iter(examples.batches(len(examples))))[1][0],
         confidence,
         num_chains,
         settings.temperatures,
@@ -162,11 +162,8 @@ def _both_ways(
     with annealing_on(pair, examples, seed):
         annealer = Annealer(pair, examples, num_chains, settings, compile, max_memory)
         coordinates = annealer.path.coordinates
-        u = (
-            coordinates.pack_one(draws)
-            if coordinates.size
-            else examples.batch(slice(None))[0].new_empty(len(examples), 0)
-        )
+        nothing = torch.empty(len(examples), 0, device=examples.device)
+        u = coordinates.pack_one(draws) if coordinates.size else nothing
         with kept_random_state(examples.device, (seed + 1_000_003) % 2**32):
             schedule = annealer.tune()
         done = 0

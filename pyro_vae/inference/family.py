@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -170,15 +169,19 @@ def _parts_of(fn: Any) -> tuple[str, ...]:
     return next((parts for parts, (kinds, _) in _PARTS.items() if isinstance(fn, kinds)), ())
 
 
-@functools.cache
+_known_names: dict[Any, list[str]] = {}
+
+
 def _names(kind: type) -> list[str]:
     """The constructor's arguments that are a distribution's parameters, one way of saying each."""
-    known: Any = getattr(kind, "arg_constraints", {})
-    if not isinstance(known, dict):
-        return []
-    names = [name for name in inspect.signature(kind).parameters if name in known]
-    names = [name for name in names if _INSTEAD.get(name) not in names]
-    return [] if any(known[name] is constraints.dependent for name in names) else names
+    if kind not in _known_names:
+        known: Any = getattr(kind, "arg_constraints", {})
+        known = known if isinstance(known, dict) else {}  # a property, of a distribution made of others
+        names = [name for name in inspect.signature(kind).parameters if name in known]
+        names = [name for name in names if _INSTEAD.get(name) not in names]
+        dependent = any(known[name] is constraints.dependent for name in names)
+        _known_names[kind] = [] if dependent else names
+    return _known_names[kind]
 
 
 def _parameters(fn: TorchDistribution, key: Key) -> Iterator[tuple[Key, torch.Size, bool]]:

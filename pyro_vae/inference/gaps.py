@@ -117,7 +117,8 @@ def gaps(
     optimizer = Optimizer(positive_int("steps", steps), lr)
     examples = scored_data(pair, x, binarize, seed)
     columns: list[tuple[torch.Tensor, ...]] = []
-    cycles, notes = 0, ()
+    cycles = 0
+    notes: tuple[str, ...] = ()
     with evaluating(pair), kept_random_state(examples.device, seed), memory_kept():
         layout, at_once = draws_at_once(pair, next(iter(examples.batches(4)))[1], max_memory)
         rows = min(max(1, at_once // 16), len(examples))

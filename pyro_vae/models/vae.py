@@ -57,7 +57,8 @@ class VAE(ComposedPair):
         conditional_prior: bool = False,
     ):
         super().__init__(event_shape)
-        self._found, self.frozen = Found(), ()
+        self._found = Found()
+        self.frozen: tuple[str, ...] = ()
         self.condition_on(condition, conditional_prior)
         self.latent_dim = positive_int("latent_dim", latent_dim)
         likelihood = self.place(likelihood or Bernoulli(), Likelihood, "likelihood")
