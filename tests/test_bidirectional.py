@@ -22,7 +22,7 @@ def closed():
     """100 simulated data of factor analysis, bounded from a wrong guide: as many independent runs."""
     model = LinearGaussian(latent_dim=2, data_dim=5)
     result = bidirectional(
-        model.poor_pair(), model.data(100), 32, annealing=Annealing(60, leapfrog_steps=3), compile="graph"
+        model.poor_pair(), model.data(100), 24, annealing=Annealing(40, leapfrog_steps=3), compile="graph"
     )
     return result, model.marginal().log_prob(result.x)
 
@@ -36,12 +36,12 @@ def test_bounds_enclose_the_exact_value(closed):
 
 
 def test_bounds_close(closed):
-    """Both means lie within 0.02 nats of the exact one, and so does the gap; all are five standard errors or more away."""
+    """Both means lie within 0.02 nats of the exact one, and so does the gap, with half of that as its error."""
     result, exact = closed
     for estimate in (result.forward, result.reverse):
         assert abs((estimate - exact).mean()) < 0.02
     assert abs(result.gap) < 0.02
-    assert result.gap_stderr < 0.008
+    assert result.gap_stderr < 0.01
 
 
 def test_too_few_temperatures_leave_a_gap():
@@ -58,9 +58,11 @@ def test_too_few_temperatures_leave_a_gap():
 
 @pytest.mark.parametrize("start", ["guide", "prior"])
 def test_from_the_exact_guide_both_directions_give_the_evidence(linear_gaussian, start):
-    """From the exact guide every weight is p(x); from the prior with T = 1 the reverse weight is p(z, x) / p(z)."""
+    """From the exact guide each weight is p(x); from the prior with T = 1 the reverse one is p(z, x) / p(z)."""
     x = linear_gaussian.data(5)
-    result = bidirectional(linear_gaussian.exact_pair(), x, 2, annealing=Annealing(4 if start == "guide" else 1, start))
+    result = bidirectional(
+        linear_gaussian.exact_pair(), x, 2, annealing=Annealing(4 if start == "guide" else 1, start), compile="eager"
+    )
     exact = linear_gaussian.marginal().log_prob(result.x)
     if start == "guide":
         torch.testing.assert_close(result.forward, exact, rtol=0, atol=1e-10)
@@ -74,7 +76,7 @@ def test_other_supports_and_discrete_latents(make):
     """The mean over 60 data of each bound lies within 4 standard errors of the exact one, plus the room for its bias."""
     pair, x, _ = make()
     x = x.repeat(5)
-    result = bidirectional(pair, x, 16, annealing=Annealing(40, leapfrog_steps=3), compile="graph")
+    result = bidirectional(pair, x, 16, annealing=Annealing(20, leapfrog_steps=3), compile="eager")
     exact = evidence_of(make, result.x)
     for estimate, error in ((result.forward, result.forward_stderr), (result.reverse, result.reverse_stderr)):
         off = (estimate - exact).mean()
@@ -100,7 +102,7 @@ def test_given_posterior_draws_bound_the_data_themselves():
     with kept_random_state(seed=3):
         z = dist.MultivariateNormal(x @ gain.T, prior - gain @ prior).sample()
     latents = {f"z_{t}": z[:, t] for t in range(steps)}
-    result = bidirectional(pair, x, 16, latents=latents, annealing=Annealing(40, leapfrog_steps=3), compile="graph")
+    result = bidirectional(pair, x, 16, latents=latents, annealing=Annealing(20, leapfrog_steps=3), compile="eager")
     assert torch.equal(result.x, x)
     assert (result.lower <= exact).all()
     assert (exact <= result.upper).all()

@@ -46,7 +46,7 @@ def full_covariance(x):
 
 
 def search(pair, x=X, **settings):
-    return gaps(pair, x, **({"log_p": EXACT, "compile": "graph", "steps": 60, "num_samples": 400} | settings))
+    return gaps(pair, x, **({"log_p": EXACT, "compile": "graph", "steps": 50, "num_samples": 200} | settings))
 
 
 def test_mean_field_leaves_the_closed_form():

@@ -19,7 +19,7 @@ def trained():
     """A small VAE of digits, and 60 test digits."""
     splits = data.load("digits", binarize="static")
     vae = VAE(event_shape=(1, 8, 8), latent_dim=4, encoder=networks.MLP([32]), decoder=networks.MLP([32]))
-    fit(vae, splits.train, epochs=40, lr=5e-3, seed=0, progress=False)
+    fit(vae, splits.train, epochs=20, lr=1e-2, seed=0, progress=False)
     return vae, splits.test.batch(slice(0, 60))[0]
 
 
