@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyro_vae import data, guides, likelihoods, networks, objectives, priors
     from pyro_vae.errors import InputError
+    from pyro_vae.inference.annealing import Annealing
+    from pyro_vae.inference.bidirectional import bidirectional
     from pyro_vae.inference.diagnostics import pareto_khat
+    from pyro_vae.inference.gaps import gaps
     from pyro_vae.inference.importance import log_weights
     from pyro_vae.inference.imputation import impute
     from pyro_vae.inference.likelihood import log_likelihood
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from pyro_vae.training.nonfinite import TrainingDiverged
 
 _HOMES = {
+    "Annealing": "inference.annealing",
     "DeepMarkovModel": "models",
     "HierarchicalVAE": "models",
     "InputError": "errors",
@@ -49,12 +53,14 @@ _HOMES = {
     "VAE": "models",
     "VariationalRNN": "models",
     "VeryDeepVAE": "models",
+    "bidirectional": "inference.bidirectional",
     "classify": "models",
     "elbo_terms": "inference.terms",
     "encode": "inference.sampling",
     "fit": "training.fitting",
     "fit_prior": "training.ex_post",
     "forecast": "models",
+    "gaps": "inference.gaps",
     "generate": "inference.sampling",
     "impute": "inference.imputation",
     "load": "runs.saving",

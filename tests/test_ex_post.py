@@ -47,7 +47,7 @@ def test_replaced_guides_and_likelihoods_must_fit_the_networks():
     with pytest.raises(InputError, match="already built"):
         old.replace(prior=old.prior)
     per_datum = old.replace(guide=guides.PerDatum(steps=2))
-    assert per_datum.encoder is None
+    assert per_datum.encoder is old.encoder
     assert per_datum.replace(guide=guides.MeanField()).encoder is not None
 
 

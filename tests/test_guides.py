@@ -258,7 +258,7 @@ def test_guides_without_a_density_elsewhere_say_so():
         (lambda: guides.Hamiltonian(temperature=2.0), "temperature=2.0 must be at most 1"),
         (lambda: guides.SemiAmortized(guides.Hamiltonian()), "must be a family that the encoder alone sets"),
         (lambda: guides.PerDatum(guides.RelaxedCategorical()), "draws codes"),
-        (lambda: vae(guide=guides.PerDatum(), encoder=networks.MLP()), "has nothing to do"),
+        (lambda: vae(guide=guides.PerDatum(num_samples=0)), "num_samples=0"),
         (lambda: VAE((4,), 2, guide=guides.Spherical()), r"unit sphere; use guides.MeanField\(\), or priors.Spherical"),
         (lambda: VAE((4,), 2, prior=priors.Vamp(), guide=guides.Planar()), "its own draws alone"),
         (lambda: VAE((4,), 2, prior=priors.Vamp(), guide=guides.PerDatum()), "pseudo-inputs through the encoder"),

@@ -248,16 +248,11 @@ class Replay:
     def _capture(self, watch: Watch, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call, traced; where that fails, run eagerly on the same random state."""
         start = time.perf_counter()
-        before, seen = Before(call.device, watch.written, store=True), []
-
-        def function(*given: torch.Tensor) -> Any:
-            filled = (args, kwargs) if call.is_of_tensors else call.filled(given)
-            result, *seen[:] = observe(self.function, *filled[0], **filled[1])
-            return result
-
+        before = Before(call.device, watch.written, store=True)
+        seen: list[Any] = []  # what the call has executed, and why it may not be captured
         try:
             with poutine.trace(param_only=True) as found:
-                captured = capture(function, *call.tensors)
+                captured = capture(lambda *given: self._observed(call, given, args, kwargs, seen), *call.tensors)
         except NoGraph as error:  # this has been the call
             self.refuse(str(error))
             return error.result
@@ -290,6 +285,14 @@ class Replay:
         except Exception as error:  # torch's own, where a graph can't be run
             self.refuse(f"its graph can't be run: {str(error).splitlines()[0]}")
         result, captured.result = captured.result, None
+        return result
+
+    def _observed(
+        self, call: Call, given: Sequence[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], seen: list[Any]
+    ) -> Any:
+        if not call.is_of_tensors:
+            args, kwargs = call.filled(given)
+        result, *seen[:] = observe(self.function, *args, **kwargs)
         return result
 
     # --- replaying ----------------------------------------------------------------------------------------------------

@@ -26,12 +26,14 @@ class Guide(Component):
     Attributes:
         evaluable: whether log q(z | x) can be had at any z, not only at q's own draws.
         amortized: whether an encoder says the params; if not, they are sought for each datum.
+        optimises: whether gradient steps on the model are taken for each datum.
     """
 
     sizes: ClassVar[tuple[str, ...]] = ("latent_shape",)
     latent_shape: torch.Size
     evaluable: bool = True
     amortized: bool = True
+    optimises: bool = False
 
     @property
     def space(self) -> Space:

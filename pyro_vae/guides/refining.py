@@ -15,7 +15,7 @@ from pyro_vae.errors import InputError, positive, positive_int
 from pyro_vae.guides.base import Guide, LogJoint, normal
 from pyro_vae.guides.constrained import RelaxedCategorical
 from pyro_vae.guides.gaussian import MeanField
-from pyro_vae.guides.refinement import refined
+from pyro_vae.guides.refinement import better_of, refined
 
 
 class Hamiltonian(Guide):
@@ -57,6 +57,8 @@ class Hamiltonian(Guide):
 class Refining(Guide, ABC):
     """A family whose params are refined for each datum by gradient steps on that datum's own bound."""
 
+    optimises = True
+
     def __init__(self, guide: Guide | None, steps: int, lr: float):
         super().__init__()
         self.guide = MeanField() if guide is None else guide
@@ -93,8 +95,12 @@ class Refining(Guide, ABC):
         return self.guide(params)
 
     @abstractmethod
+    def find(self, params: torch.Tensor, log_joint: LogJoint) -> torch.Tensor:
+        """The params that the steps lead to, from those that the encoder says."""
+
     def refine(self, params: torch.Tensor, log_joint: LogJoint) -> TorchDistribution:
         """q(z | x) at the params that were found."""
+        return self.guide(self.find(params, log_joint))
 
 
 class SemiAmortized(Refining):
@@ -110,26 +116,31 @@ class SemiAmortized(Refining):
     def __init__(self, guide: Guide | None = None, steps: int = 4, lr: float = 0.1):
         super().__init__(guide, steps, lr)
 
-    def refine(self, params: torch.Tensor, log_joint: LogJoint) -> TorchDistribution:
-        found = refined(self.guide, params, log_joint, self.steps, self.lr, through=torch.is_grad_enabled())
-        return self.guide(found)
+    def find(self, params: torch.Tensor, log_joint: LogJoint) -> torch.Tensor:
+        return refined(self.guide, params, log_joint, self.steps, self.lr, through=torch.is_grad_enabled())
 
 
 class PerDatum(Refining):
-    """Params of their own for each datum, sought by Adam on its own bound from one common, learned start: variational
-    inference without amortization (Hoffman et al. 2013, local parameters), to compare encoders with. No encoder is
-    built, and data that training has not seen are treated as those that it has.
+    """Params of their own for each datum, sought by Adam on its own bound: variational inference without amortization
+    (Hoffman et al. 2013, local parameters), to compare encoders with. Data that training has not seen are treated as
+    those that it has.
+
+    The search starts from one common, learned place, or at what an encoder says, if the VAE is given one or keeps one
+    (`vae.replace(guide=guides.PerDatum())`). In evaluation a datum whose bound fell keeps its start, and the params of a
+    batch are kept until another one, or other parameters, come.
 
     Args:
         guide: the family; MeanField() by default.
-        steps: of Adam per datum, each of which takes one draw; more bring q nearer to the family's best.
-        lr: Adam's learning rate.
+        steps: of Adam per datum; more bring q nearer to the family's best.
+        lr: Adam's learning rate at the start, which falls to a hundredth.
+        num_samples: draws at each step.
     """
 
     amortized = False
 
-    def __init__(self, guide: Guide | None = None, steps: int = 20, lr: float = 0.1):
+    def __init__(self, guide: Guide | None = None, steps: int = 100, lr: float = 0.1, num_samples: int = 4):
         super().__init__(guide, steps, lr)
+        self.num_samples = positive_int("num_samples", num_samples)
 
     def setup(self) -> None:
         super().setup()
@@ -138,8 +149,11 @@ class PerDatum(Refining):
     def forward(self, params: torch.Tensor) -> TorchDistribution:
         return self.guide(params + self.start)
 
-    def refine(self, params: torch.Tensor, log_joint: LogJoint) -> TorchDistribution:
+    def find(self, params: torch.Tensor, log_joint: LogJoint) -> torch.Tensor:
         start = params + self.start
-        found = refined(self.guide, start.detach(), log_joint, self.steps, self.lr, adam=True)
+        fixed = start.detach()
+        found = refined(self.guide, fixed, log_joint, self.steps, self.lr, adam=True, num_samples=self.num_samples)
+        if not self.training:
+            found = better_of(self.guide, fixed, found, log_joint)
         # At the best params the bound's slope in them is zero; the start learns to be near.
-        return self.guide(found + (start - start.detach()))
+        return found + (start - fixed)

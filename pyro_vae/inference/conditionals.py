@@ -17,7 +17,7 @@ from pyro_vae.inference.rows import columns_of, rows_for
 from pyro_vae.pair import ModelAndGuide, device_of
 
 if TYPE_CHECKING:
-    from pyro_vae.inference.likelihood import LogLikelihood
+    from pyro_vae.inference.estimates import LogLikelihood
 
 SAMPLES_PER_DRAW, FEWEST = 20, 2000  # importance samples behind one resampled row, and at least
 
@@ -36,7 +36,8 @@ def conditional_log_likelihood(
         given: names of columns; none by default, which gives the marginal log p(x_of).
         num_samples, options: of `log_likelihood`.
     """
-    from pyro_vae.inference.likelihood import LogLikelihood, log_likelihood
+    from pyro_vae.inference.estimates import LogLikelihood
+    from pyro_vae.inference.likelihood import log_likelihood
 
     columns, table = _columns(pair), rows_for(pair, x)
     if not isinstance(table, Table):

@@ -28,16 +28,43 @@ def pareto_khat(log_tail: torch.Tensor) -> torch.Tensor:
     log_tail = log_tail.double().sort(dim=0).values
     if len(log_tail) < 6:
         return log_tail.new_full(log_tail.shape[1:], math.nan)
-    weights = (log_tail - log_tail[-1]).exp()
-    excess = (weights[1:] - weights[0]).T  # (N, M), ascending
-    flat = excess[:, -1] <= 1e-12
-    ranks = torch.arange(1, excess.shape[1] + 1, dtype=excess.dtype, device=excess.device)
-    k = _fit_generalised_pareto(torch.where(flat[:, None], ranks, excess))
+    excess, flat = _excess(log_tail)
+    k, _ = _fit_generalised_pareto(excess)
     return torch.where(flat, torch.zeros_like(k), k)
 
 
-def _fit_generalised_pareto(x: torch.Tensor) -> torch.Tensor:
-    """k of each row of x, (N, M) ascending (Zhang & Stephens 2009; the sign of k is that of Vehtari et al.)."""
+def smoothed_tail(log_tail: torch.Tensor) -> torch.Tensor:
+    """The M largest log-weights of each datum, replaced by the expected order statistics of the fitted distribution
+    and cut off at the largest weight that was drawn (Vehtari et al. 2024, section 2.3).
+
+    Args:
+        log_tail: as in `pareto_khat`, M at least 5.
+
+    Returns:
+        (M, N) in float64, ascending; the weights themselves where they are all equal.
+    """
+    log_tail = log_tail.double().sort(dim=0).values
+    excess, flat = _excess(log_tail)
+    k, sigma = _fit_generalised_pareto(excess)
+    size = excess.shape[1]
+    upper = 1 - (torch.arange(1, size + 1, dtype=k.dtype, device=k.device) - 0.5)[:, None] / size  # P(above), (M, 1)
+    beyond = torch.where(k.abs() < 1e-8, -upper.log(), torch.expm1(-k * upper.log()) / k) * sigma  # quantiles
+    threshold = (log_tail[0] - log_tail[-1]).exp()
+    smooth = (threshold + beyond).log().clamp(max=0.0) + log_tail[-1]
+    return torch.where(flat, log_tail[1:], smooth)
+
+
+def _excess(log_tail: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights beyond the threshold in units of the largest, (N, M) ascending, and for which data they are all equal."""
+    weights = (log_tail - log_tail[-1]).exp()
+    excess = (weights[1:] - weights[0]).T
+    flat = excess[:, -1] <= 1e-12
+    ranks = torch.arange(1, excess.shape[1] + 1, dtype=excess.dtype, device=excess.device)
+    return torch.where(flat[:, None], ranks, excess), flat
+
+
+def _fit_generalised_pareto(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """k and σ of each row of x, (N, M) ascending (Zhang & Stephens 2009; the sign of k is that of Vehtari et al.)."""
     size = x.shape[1]
     grid = 30 + int(math.sqrt(size))
     steps = torch.arange(1, grid + 1, dtype=x.dtype, device=x.device)
@@ -47,7 +74,7 @@ def _fit_generalised_pareto(x: torch.Tensor) -> torch.Tensor:
     log_likelihood = size * ((-b / k).log() - (k + 1))
     b = (log_likelihood.softmax(-1) * b).sum(-1)
     k = torch.log1p(-b[:, None] * x).mean(-1)
-    return (k * size + 5) / (size + 10)
+    return (k * size + 5) / (size + 10), -k / b
 
 
 def effective_sample_size(log_sum: torch.Tensor, log_sum_squares: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,8 @@ from pyro_vae.pair import (
 )
 
 Values = dict[str, torch.Tensor]
-_PARTICLES = "_particles"
+PARTICLES = "_particles"
+PROBES = 2  # particles with which a layout is tried
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ class Draws:
     def draw(self, num_samples: int) -> tuple[Values, torch.Tensor]:
         """K values of every latent, (K, ..., N, *event), and log q of them, (K, N)."""
         values, sites = self.sample(num_samples)
+        if not sites:  # as where all latents are global, and given
+            return values, torch.zeros(num_samples, self.num_data, device=self.batch[0].device)
         return values, per_datum(sites, self.layout, num_samples, self.num_data, self.fold_guide)
 
     def sample(self, num_samples: int) -> tuple[Values, Sites]:
@@ -160,7 +163,7 @@ def run(
         given = {name: _fold(v, layout, layout.event_dims[name]) for name, v in given.items()}
         trace = poutine.trace(poutine.condition(program, data=given)).get_trace(*batch)
     else:
-        with pyro.plate(_PARTICLES, num_samples, dim=layout.particle_dim):
+        with pyro.plate(PARTICLES, num_samples, dim=layout.particle_dim):
             trace = poutine.trace(poutine.condition(program, data=given)).get_trace(*batch)
     return {**sample_sites(trace, observed=False), **sample_sites(trace, observed=True)}
 
@@ -209,7 +212,7 @@ def find_layout(pair: ModelAndGuide, batch: Batch) -> Layout:
     """
     few = tuple(t[:3] for t in batch)
     layout = traced_layout(*trace_pair(pair, few), len(few[0]))
-    if not layout.one_site:
+    if len(layout.event_dims) > 1:
         layout = _first_that_agrees(_guide_agrees, pair, few, layout, "fold_guide")
     return _first_that_agrees(_model_agrees, pair, few, layout, "fold_model")
 
@@ -279,7 +282,7 @@ def _first_that_agrees(
 def _one_at_a_time(program: Callable[..., Any], batch: Batch, values: Values, layout: Layout) -> torch.Tensor:
     """log p of each particle's values by a run of its own, (K, N)."""
     rows = []
-    for k in range(len(next(iter(values.values())))):
+    for k in range(PROBES):
         one = {name: v[k] for name, v in values.items()}
         trace = poutine.trace(poutine.condition(program, data=one)).get_trace(*batch)
         sites = {**sample_sites(trace, observed=False), **sample_sites(trace, observed=True)}
@@ -293,14 +296,14 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _guide_agrees(pair: ModelAndGuide, few: Batch, layout: Layout) -> bool:
-    values, log_q = Draws(pair, few, layout).draw(2)
+    values, log_q = Draws(pair, few, layout).draw(PROBES)
     return _close(log_q, _one_at_a_time(pair.guide, few, values, layout))
 
 
 def _model_agrees(pair: ModelAndGuide, few: Batch, layout: Layout) -> bool:
     draws = Draws(pair, few, layout)
-    values, _ = draws.draw(2)
-    return _close(draws.log_joint(values, 2), _one_at_a_time(pair.model, few, values, layout))
+    values, _ = draws.draw(PROBES)
+    return _close(draws.log_joint(values, PROBES), _one_at_a_time(pair.model, few, values, layout))
 
 
 class _Allocations(TorchDispatchMode):

@@ -1,12 +1,11 @@
-"""log p(x) of each datum by importance sampling, with what makes it believable."""
+"""log p(x) of each datum, by importance sampling from the guide or by annealed importance sampling."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,8 +14,12 @@ from pyro_vae.engine.kept import kept_with
 from pyro_vae.engine.machine import memory_kept
 from pyro_vae.engine.replay import COMPILE, Compile, Replay
 from pyro_vae.errors import InputError, one_of, positive_int
+from pyro_vae.inference.annealing import Annealing, annealed_weights, bar
 from pyro_vae.inference.checked import notes_on, scored_data
 from pyro_vae.inference.diagnostics import effective_sample_size, pareto_khat, tail_length
+from pyro_vae.inference.estimates import SMOOTHED_ABOVE, LogLikelihood, from_log_weights, predictive, smoothed_sum
+from pyro_vae.inference.global_latents import draw_globals, global_latents
+from pyro_vae.inference.global_latents import given as with_globals
 from pyro_vae.inference.importance import Draws, Layout, bytes_per_draw, find_layout
 from pyro_vae.pair import (
     Batch,
@@ -26,91 +29,46 @@ from pyro_vae.pair import (
     evaluating,
     kept_random_state,
 )
-
-
-@dataclass(frozen=True)
-class LogLikelihood:
-    """An estimate of log p(x) for each datum, in nats (higher is better).
-
-    Attributes:
-        values: (N,) log p(x_n), a lower bound on average that tightens with K.
-        mc_stderr: (N,) Monte Carlo standard error of each value (delta method).
-        khat: (N,) Pareto k-hat of the weights' tail; above 0.7 a value is not to be trusted.
-        ess: (N,) effective sample size, 1 to K.
-        num_samples: K.
-        notes: what the reader of the number must know, such as that it is no likelihood.
-    """
-
-    values: torch.Tensor
-    mc_stderr: torch.Tensor
-    khat: torch.Tensor
-    ess: torch.Tensor
-    num_samples: int
-    notes: tuple[str, ...] = ()
-
-    @property
-    def num_data(self) -> int:
-        """N."""
-        return len(self.values)
-
-    @property
-    def mean(self) -> float:
-        """Mean over the data."""
-        return self.values.double().mean().item()
-
-    @property
-    def stderr(self) -> float:
-        """Standard error of `mean` as an estimate for the population that the data come from.
-
-        It holds both the data's spread and the sampler's noise; for one datum it is the Monte Carlo error alone.
-        """
-        if self.num_data == 1:
-            return self.mc_stderr.item()
-        return (self.values.double().std() / math.sqrt(self.num_data)).item()
-
-    @property
-    def mean_mc_stderr(self) -> float:
-        """Monte Carlo standard error of `mean` for just these data."""
-        return (self.mc_stderr.double().square().sum().sqrt() / self.num_data).item()
-
-    def __str__(self) -> str:
-        line = (
-            f"{self.mean:.3f} ± {self.stderr:.3f} nats per datum ({self.num_data} data, {self.num_samples} samples; "
-            f"Monte Carlo error {self.mean_mc_stderr:.3f}, k-hat {self.khat_summary})"
-        )
-        return "\n".join([line, *(f"note: {note}" for note in self.notes)])
-
-    @property
-    def khat_summary(self) -> str:
-        """How many data have a k-hat that warns, in words."""
-        if self.khat.isnan().all():
-            return "unknown from so few samples"
-        return f"above 0.7 for {(self.khat > 0.7).double().mean().item():.1%} of the data"
+from pyro_vae.pair.hooks import optimises
 
 
 def log_likelihood(
     pair: PairLike,
     x: Any,
-    num_samples: int = 1000,
+    num_samples: int | None = None,
     *,
     of: Sequence[Any] | None = None,
     given: Sequence[Any] | None = None,
+    method: Literal["importance", "annealed"] = "importance",
+    annealing: Annealing | None = None,
+    num_global: int = 16,
     binarize: Binarization | None = None,
     seed: int = 0,
     max_memory: int | None = None,
     compile: Compile = "auto",
     progress: bool = False,
 ) -> LogLikelihood:
-    """log p(x_n) ≈ log 1/K Σ_k p(x_n, z_k) / q(z_k | x_n), z_k ~ q (Kingma & Welling 2014, appendix D; Burda et al. 2016).
+    """log p(x_n) ≈ log 1/K Σ_k w_kn, with E[w_kn] = p(x_n).
 
-    Unbiased for p(x), and so a lower bound for log p(x) on average. Weights are streamed, so memory does not grow with
-    K or N. The pair, its optimizer and torch's random state are left as they were.
+    By importance sampling w = p(x, z) / q(z | x), z ~ q (Kingma & Welling 2014, appendix D; Burda et al. 2016); where k-hat
+    says that these weights have no finite variance, `smoothed` holds the Pareto-smoothed estimate too. By annealed
+    importance sampling (Neal 2001; Wu et al. 2017) a chain leads from q, or from the prior, to the posterior, and w is what
+    it gains on its way: nearer to log p(x) where q is far from the posterior, at many times the cost.
+
+    Both are unbiased for p(x), and so lower bounds for log p(x) on average. Importance weights are streamed, so memory does
+    not grow with K or N. The pair, its optimizer and torch's random state are left as they were.
+
+    With latents outside the plate over the data, such as a decoder's weights w, each datum's score is the predictive
+    log p(x | training data) ≈ log 1/M Σ_m p(x | w_m), w_m ~ q(w), the p(x | w_m) estimated as above.
 
     Args:
         pair: model and guide.
         x: data in any form that `fit` takes.
-        num_samples: K, exactly so many per datum.
         of, given: names of columns of a table, for log p(x_of | x_given); other cells are integrated out.
+        num_samples: K, exactly so many per datum; 1000 samples, or 16 chains, by default.
+        method: "importance" or "annealed".
+        annealing: how chains are annealed; Annealing() by default.
+        num_global: draws of latents outside the plate over the data, where there are any, each with K samples.
         binarize: as in `fit`; "static" or "dynamic" make one draw per pixel under `seed`.
         seed: of the draws; the same seed gives the same numbers.
         max_memory: bytes that one chunk's tensors may take; by default what was fastest here, 64 MiB on a CPU (more no
@@ -120,9 +78,14 @@ def log_likelihood(
         progress: show a bar.
 
     Raises:
-        InputError: on bad data, or where sites outside the plate over the data leave no score per datum.
+        InputError: on bad data, or where sites outside the plate over the data leave no score per datum; for the annealed
+            method also where a latent is discrete without a finite support, or no bijection leads to its support, or the
+            guide has no density at given latents.
     """
     pair = as_pair(pair)
+    one_of("method", method, ["importance", "annealed"])
+    if num_samples is None:
+        num_samples = 16 if method == "annealed" else 1000
     positive_int("num_samples", num_samples)
     one_of("compile", compile, COMPILE)
     if of is not None or given is not None:
@@ -130,10 +93,59 @@ def log_likelihood(
 
         options: dict[str, Any] = {"seed": seed, "max_memory": max_memory, "compile": compile, "progress": progress}
         return conditional_log_likelihood(pair, x, of, given, num_samples, **options)
+    if annealing is not None and (method != "annealed" or not isinstance(annealing, Annealing)):
+        raise InputError(f'annealing={annealing!r} must be an Annealing(...), and goes with method="annealed".')
+    positive_int("num_global", num_global)
     examples = scored_data(pair, x, binarize, seed)
     if max_memory is None:
         max_memory = 2**26 if torch.device(examples.device).type == "cpu" else 2**30
     positive_int("max_memory", max_memory)
+
+    def score(pair: ModelAndGuide, num_samples: int, seed: int) -> LogLikelihood:
+        if method == "importance":
+            return _by_importance(pair, examples, num_samples, seed, max_memory, compile, progress)
+        return _by_annealing(pair, examples, num_samples, annealing, seed, max_memory, compile, progress)
+
+    first = next(iter(examples.batches(4)))[1]
+    with evaluating(pair):
+        names = global_latents(pair, first)
+    if not names:
+        return score(pair, num_samples, seed)
+    with evaluating(pair), kept_random_state(examples.device, (seed + 3_000_003) % 2**32):
+        draws = [draw_globals(pair, first, names) for _ in range(num_global)]
+    return predictive(
+        [score(with_globals(pair, values), num_samples, seed + i) for i, values in enumerate(draws)], names
+    )
+
+
+def _by_annealing(
+    pair: ModelAndGuide,
+    examples: Any,
+    num_chains: int,
+    annealing: Annealing | None,
+    seed: int,
+    max_memory: int,
+    compile: Compile,
+    progress: bool,
+) -> LogLikelihood:
+    with evaluating(pair), kept_random_state(examples.device, seed):
+        notes = notes_on(pair, next(iter(examples.batches(4)))[1])
+    log_w, acceptance = annealed_weights(
+        pair,
+        examples,
+        num_chains,
+        annealing or Annealing(),
+        seed=seed,
+        compile=compile,
+        max_memory=max_memory,
+        progress=progress,
+    )
+    return from_log_weights(log_w, notes, acceptance)
+
+
+def _by_importance(
+    pair: ModelAndGuide, examples: Any, num_samples: int, seed: int, max_memory: int, compile: Compile, progress: bool
+) -> LogLikelihood:
     with evaluating(pair), kept_random_state(examples.device, seed):
         first = next(iter(examples.batches(4)))[1]
         layout = find_layout(pair, first)
@@ -142,25 +154,32 @@ def log_likelihood(
         notes = notes_on(pair, first)
     chunks = _chunks(num_samples, max(1, draws_at_once // rows))
     # Written in place: small tensors that stay would break up the memory between the large ones that come and go.
-    log_sum, log_sum_squares, khat = torch.empty(3, len(examples), dtype=torch.float64, device=examples.device)
+    log_sum, log_sum_squares, khat, smoothed = torch.empty(
+        4, len(examples), dtype=torch.float64, device=examples.device
+    )
     tails = log_sum.new_empty(min(tail_length(num_samples) + 1, num_samples), min(1024 + rows, len(examples)))
     done = judged = 0
     with evaluating(pair), kept_random_state(examples.device, seed), memory_kept():
+        compile = "eager" if optimises(pair) else compile
         weights = _Weights(pair, layout, compile, chunks, rows, len(examples))
-        for batch in _bar(examples.batches(rows), -(-len(examples) // rows), progress):
+        for batch in bar(examples.batches(rows), -(-len(examples) // rows), progress):
             part = slice(done, done + len(batch[0]))
             tail = tails[:, part.start - judged : part.stop - judged]
             log_sum[part], log_sum_squares[part], tail[:] = _sums(weights.of(batch, chunks), num_samples)
             done = part.stop
             if done - judged >= 1024 or done == len(examples):  # many at once, as it takes many small operations
-                khat[judged:done] = pareto_khat(tails[:, : done - judged])
+                tail = tails[:, : done - judged]
+                khat[judged:done] = pareto_khat(tail)
+                smoothed[judged:done] = smoothed_sum(log_sum[judged:done], tail, khat[judged:done])
                 judged = done
     ess = effective_sample_size(log_sum, log_sum_squares)
     # Var[log mean w] ≈ (mean w² / (mean w)² − 1) / K = 1 / ess − 1 / K.
     mc_stderr = (1 / ess - 1 / num_samples).clamp_min(0).sqrt()
     if num_samples == 1:
         mc_stderr = torch.full_like(mc_stderr, math.nan)
-    return LogLikelihood(log_sum - math.log(num_samples), mc_stderr, khat, ess, num_samples, notes)
+    some = bool((khat > SMOOTHED_ABOVE).any())
+    log_k = math.log(num_samples)
+    return LogLikelihood(log_sum - log_k, mc_stderr, khat, ess, num_samples, notes, smoothed - log_k if some else None)
 
 
 def _chunks(num_samples: int, at_once: int) -> list[int]:
@@ -228,12 +247,3 @@ def _sums(weights: Iterator[torch.Tensor], num_samples: int) -> tuple[torch.Tens
         tail = log_w if tail is None else torch.cat([tail, log_w])
         tail = tail.topk(min(kept, len(tail)), dim=0).values
     return log_sum, log_sum_squares, tail
-
-
-def _bar(batches: Any, total: int, progress: bool) -> Iterator[Batch]:
-    if progress:
-        from tqdm.auto import tqdm
-
-        batches = tqdm(batches, total=total, desc="log p(x)", leave=False)
-    for _, batch in batches:
-        yield batch

@@ -12,6 +12,7 @@ from pyro.distributions import TorchDistribution
 
 from pyro_vae.data.tables import Table
 from pyro_vae.errors import InputError, one_of, positive_int
+from pyro_vae.inference.global_latents import known_globals
 from pyro_vae.inference.importance import Draws, Layout, find_layout
 from pyro_vae.inference.rows import as_rows, rows_for
 from pyro_vae.inference.temperature import Tempered
@@ -100,6 +101,7 @@ def reconstruct(
     output: Output = "mean",
     keep: int | None = None,
     temperature: float = 1.0,
+    given: Mapping[str, torch.Tensor] | None = None,
     seed: int | None = None,
 ) -> torch.Tensor | dict[str, torch.Tensor]:
     """x as the model sees it again: E[x' | z] (or a draw) at one z ~ q(z | x) per datum.
@@ -113,6 +115,7 @@ def reconstruct(
         output: "mean" or "sample"; distributions without a mean, such as a categorical, give their mode.
         keep: how many of the latents, in the model's order, are the guide's; all by default.
         temperature: of the latents that are drawn anew, as in `generate`.
+        given: values of the latents outside the plate over the data, by site; one draw of the guide by default.
         seed: makes the draws repeatable without touching torch's random state.
 
     Returns:
@@ -127,6 +130,8 @@ def reconstruct(
     check_conditions(pair, *batch[1:])
     remember(pair, batch)
     with evaluating(pair), _random_state(batch[0].device, seed):
+        if given is not None:
+            pair = known_globals(pair, batch, given)
         guide_trace = poutine.trace(pair.guide).get_trace(*batch)
         if keep is not None:
             guide_trace = _first(
@@ -137,13 +142,22 @@ def reconstruct(
     return _shaped(pair, {name: _output(site, output) for name, site in observed.items()}, batch)
 
 
-def encode(pair: PairLike, x: Any, *, batch_size: int = 8192) -> TorchDistribution | Posterior:
+def encode(
+    pair: PairLike,
+    x: Any,
+    *,
+    given: Mapping[str, torch.Tensor] | None = None,
+    batch_size: int = 8192,
+    seed: int | None = None,
+) -> TorchDistribution | Posterior:
     """q(z | x), the guide's posterior of each datum.
 
     Args:
         pair: model and guide.
         x: a batch of N data, or a tuple of tensors.
+        given: values of the latents outside the plate over the data, by site; one draw of the guide by default.
         batch_size: how many data the guide sees at once.
+        seed: of that draw; None draws from torch's random state.
 
     Returns:
         For a guide with one latent site its distribution, batch shape (N,), on the data's device: `.mean`,
@@ -159,6 +173,7 @@ def encode(pair: PairLike, x: Any, *, batch_size: int = 8192) -> TorchDistributi
     remember(pair, batch)
     with evaluating(pair):
         few = tuple(t[:3] for t in batch)
+        pair = known_globals(pair, few, given, seed)
         with kept_random_state(batch[0].device):
             guide_trace, _ = trace_pair(pair, few)
         if len(sample_sites(guide_trace, observed=False)) > 1:
@@ -275,6 +290,15 @@ def _regenerate(pair: ModelAndGuide, batch: Batch, guide_trace: poutine.Trace | 
     if not observed:
         raise InputError("The model observes nothing: no pyro.sample(..., obs=x) was met.")
     return observed
+
+
+def observed_in(pair: ModelAndGuide, trace: poutine.Trace, batch: Batch) -> torch.Tensor | dict[str, torch.Tensor]:
+    """What a trace of the unconditioned model drew at its observed sites, in the form of x if the pair says how."""
+    sites = sample_sites(trace, observed=False)
+    outputs = {name: site["value"] for name, site in sites.items() if site["infer"].get("was_observed")}
+    if not outputs:
+        raise InputError("The model observes nothing: no pyro.sample(..., obs=x) was met.")
+    return _shaped(pair, outputs, batch)
 
 
 def _output(site: Site, output: Output) -> torch.Tensor:

@@ -11,8 +11,9 @@ import torch
 from pyro_vae.data.kinds import CODED, Column
 from pyro_vae.data.tables import Table
 from pyro_vae.errors import InputError, positive_int
+from pyro_vae.inference.estimates import LogLikelihood
 from pyro_vae.inference.imputation import LEVELS, Imputation, Sampler
-from pyro_vae.inference.likelihood import LogLikelihood, log_likelihood
+from pyro_vae.inference.likelihood import log_likelihood
 from pyro_vae.inference.rows import rows_for
 from pyro_vae.pair import PairLike, as_pair, device_of
 

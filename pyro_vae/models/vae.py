@@ -14,9 +14,10 @@ from pyro.infer import ELBO, Trace_ELBO
 
 from pyro_vae.data.tables import Table
 from pyro_vae.errors import InputError, one_of, positive_int
-from pyro_vae.guides import Guide, MeanField
+from pyro_vae.guides import Guide, MeanField, Refining
 from pyro_vae.likelihoods import Bernoulli, Likelihood
 from pyro_vae.models.base import ComposedPair
+from pyro_vae.models.found import Found
 from pyro_vae.models.matching import built_to, refuse_strangers, wanted_by
 from pyro_vae.models.tables import BOUND_SAMPLES, columns_for, table_network
 from pyro_vae.networks import MLP, Condition, DeepSets, Network, as_network
@@ -36,6 +37,7 @@ class VAE(ComposedPair):
         likelihood: p(x | params); Bernoulli() by default.
         guide: family of q(z | params); MeanField() by default.
         encoder: network from data to the guide's params; in Python any torch.nn.Module will do; MLP([400]) by default.
+            For a guide that seeks its params for each datum, where it starts; none by default.
         decoder: network from latents to the likelihood's params, likewise; MLP([400]) by default.
         condition: network of y, such as networks.Labels(10), for p(x, z | y) = p(z) p(x | decoder(z, y)) with guide
             q(z | encoder(x, y)) (Kingma et al. 2014, section 2; Sohn et al. 2015); batches are (x, y) then.
@@ -59,18 +61,16 @@ class VAE(ComposedPair):
         conditional_prior: bool = False,
     ):
         super().__init__(event_shape)
+        self._found = Found()
+        self.frozen: tuple[str, ...] = ()
         self.condition_on(condition, conditional_prior)
         self.latent_dim = positive_int("latent_dim", latent_dim)
         likelihood = self.place(likelihood or Bernoulli(), Likelihood, "likelihood")
         family = self.place(guide or MeanField(), Guide, "guide")
         prior = self.place(prior or StandardNormal(), Prior, "prior")
         decoder = self.place(as_network(decoder or MLP()), Network, "decoder")
-        if family.amortized:
+        if family.amortized or encoder is not None:
             encoder = self.place(as_network(encoder or MLP()), Network, "encoder")
-        elif encoder is not None:
-            raise InputError(
-                f"encoder={encoder!r} has nothing to do: guide={family!r} seeks its params for each datum."
-            )
         if encoder is decoder:
             raise InputError("encoder and decoder are one instance; give each place its own.")
         self._assemble(prior, likelihood, family, encoder, decoder)
@@ -82,7 +82,9 @@ class VAE(ComposedPair):
         self.likelihood = built_to(likelihood, event_shape=self.event_shape)
         self.guide_family = built_to(guide, latent_shape=latent_shape)
         self.encoder = None
-        if guide.amortized:
+        if not guide.amortized and getattr(encoder, "out_shape", None) not in (None, self.guide_family.params_shape):
+            encoder = None  # of another family, whose params say nothing to this one
+        if encoder is not None:
             reads = self.joined_shape(encoder, likelihood.input_shape)
             self.encoder = built_to(encoder, "encoder", in_shape=reads, out_shape=guide.params_shape)
         self.decoder = built_to(
@@ -109,16 +111,25 @@ class VAE(ComposedPair):
 
     def model(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """p(x, z) or p(x, z | y), x of shape (N, *event_shape)."""
-        pyro.module(self.name, self)
+        self._register()
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", self.p_z(y))
             pyro.sample("x", self.p_x(z, y), obs=x)
 
     def guide(self, x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         """q(z | x) or q(z | x, y)."""
-        pyro.module(self.name, self)
+        self._register()
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", self.q_z(x, y))
+
+    def _register(self) -> None:
+        """Tells Pyro of the parameters to train: all, or those of the parts that are not another VAE's."""
+        if not self.frozen:
+            pyro.module(self.name, self)
+            return
+        for name, part in self.named_children():
+            if name not in {self.kept_as.get(frozen, frozen) for frozen in self.frozen}:
+                pyro.module(f"{self.name}.{name}", part)
 
     def p_z(self, y: torch.Tensor | None = None) -> TorchDistribution:
         """p(z), or p(z | y) where the prior is given y."""
@@ -132,9 +143,16 @@ class VAE(ComposedPair):
 
     def q_z(self, x: torch.Tensor, y: torch.Tensor | None = None) -> TorchDistribution:
         """q(z | x) or q(z | x, y), batch shape (N,)."""
-        return self.guide_family.refine(
-            self.params_of(self.encoder_input(x, y)), functools.partial(self.log_joint, x, y)
-        )
+        family, log_joint = self.guide_family, functools.partial(self.log_joint, x, y)
+        if not isinstance(family, Refining) or self.training or torch.is_grad_enabled():
+            return family.refine(self.params_of(self.encoder_input(x, y)), log_joint)
+        search = lambda: family.find(self.params_of(self.encoder_input(x, y)), log_joint)  # noqa: E731
+        return family.guide(self._found.of((x, y), self.parameters(), search))
+
+    @property
+    def optimises(self) -> bool:
+        """Whether the guide takes gradient steps on the model for each datum."""
+        return self.guide_family.optimises
 
     def encoder_input(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
         """What the encoder reads of x and y."""
@@ -224,6 +242,9 @@ class VAE(ComposedPair):
     def replace(self, **parts: Prior | Likelihood | Guide | Network) -> VAE:
         """A new VAE with other parts, which shares all else with this one: the same modules, trained as they are.
 
+        With a guide that seeks its params for each datum, such as guides.PerDatum(), what is shared is frozen: the search
+        starts at the encoder's params where these fit the new family, and `fit` trains the guide's own start alone.
+
         Args:
             **parts: prior, likelihood, guide, encoder or decoder; unbuilt.
 
@@ -244,9 +265,12 @@ class VAE(ComposedPair):
             parts.setdefault("encoder", MLP())
         twin = copy.copy(self)
         vars(twin).pop("_replays", None)
+        twin._found = Found()
         twin._modules = dict(self._modules)
         all_parts: dict[str, Any] = {n: parts.get(n, self._modules[self.kept_as.get(n, n)]) for n in kinds}
         twin._assemble(**all_parts)
+        seeks = "guide" in parts and not twin.guide_family.amortized
+        twin.frozen = tuple(n for n in kinds if n not in parts and all_parts[n] is not None) if seeks else ()
         for part in parts.values():
             part.to(self.likelihood.zero)  # to the dtype and device of this VAE
         return twin

@@ -51,6 +51,28 @@ class RecomputesActivations(Protocol):
 
 
 @runtime_checkable
+class FreezesParts(Protocol):
+    """A pair with parts that belong to another pair. `fit` leaves them as they are, and says so.
+
+    Attributes:
+        frozen: their names; empty if all parts are the pair's own.
+    """
+
+    frozen: Sequence[str]
+
+
+@runtime_checkable
+class OptimisesInGuide(Protocol):
+    """A pair whose guide takes gradient steps on the model for each datum. Scoring runs it once for a batch, eagerly.
+
+    Attributes:
+        optimises: whether it does.
+    """
+
+    optimises: bool
+
+
+@runtime_checkable
 class TakesLabels(Protocol):
     """A pair whose batches are (x, y) with y the label of each datum. Read by the command line.
 
@@ -199,6 +221,16 @@ def labels_may_miss(pair: Any) -> bool:
 def recomputes(pair: Any) -> bool:
     """Whether activations are computed again for the gradient; false if the pair does not say."""
     return isinstance(pair, RecomputesActivations) and bool(pair.recomputes)
+
+
+def optimises(pair: Any) -> bool:
+    """Whether the guide takes gradient steps on the model for each datum; false if the pair does not say."""
+    return isinstance(pair, OptimisesInGuide) and bool(pair.optimises)
+
+
+def frozen_parts(pair: Any) -> Sequence[str]:
+    """Names of the parts that `fit` leaves as they are; none if the pair does not say."""
+    return pair.frozen if isinstance(pair, FreezesParts) else ()
 
 
 def num_conditions(pair: Any) -> int:

@@ -23,7 +23,8 @@ from pyro_vae.pair import (
     trace_pair,
     unregistered,
 )
-from pyro_vae.pair.hooks import FollowsProgress, WantsNumData, final_weight, offers, recomputes
+from pyro_vae.pair.hooks import FollowsProgress, WantsNumData, final_weight, frozen_parts, offers, recomputes
+from pyro_vae.training.whole_set import of_whole_set, with_shares
 
 if TYPE_CHECKING:
     from pyro_vae.training.loop import Trainer
@@ -40,7 +41,11 @@ def trained_parameters(pair: ModelAndGuide, first: Batch) -> dict[str, torch.Ten
     moved = parameters(pair, first)
     if not moved:
         raise InputError("The pair has no parameters: neither pyro.param nor pyro.module was met in model or guide.")
-    if lost := unregistered(pair, moved):
+    if frozen := frozen_parts(pair):
+        logger.warning(
+            "The %s of another VAE stay as they are; what is trained here is %s.", ", ".join(frozen), ", ".join(moved)
+        )
+    elif lost := unregistered(pair, moved):
         shown = ", ".join(lost[:4]) + (", ..." if len(lost) > 4 else "")
         logger.warning(
             "%d parameters are not known to Pyro and stay as they are (%s): call pyro.module.", len(lost), shown
@@ -69,8 +74,9 @@ def captured_step(trainer: Trainer, first: Batch) -> tuple[Gradients, Replay]:
     pair, settings, processes = trainer.pair, trainer.settings, trainer.processes
     population = _population(pair, first, trainer.device)
     loss_and_grads = _loss_and_grads(trainer.objective)
+    shared = with_shares(pair, of_whole_set(pair, first), len(trainer.examples))
     gradients = Gradients(
-        lambda: (pair.model, pair.guide, loss_and_grads), size=lambda *batch: population or len(batch[0])
+        lambda: (shared.model, shared.guide, loss_and_grads), size=lambda *batch: population or len(batch[0])
     )
     gradients.params = dict(trainer.moved)
     whole, _rest = divmod(len(trainer.examples), settings.batch_size)
