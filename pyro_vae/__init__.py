@@ -17,9 +17,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyro_vae import data, guides, likelihoods, networks, objectives, priors
     from pyro_vae.errors import InputError
+    from pyro_vae.inference.calibration import calibrate
     from pyro_vae.inference.diagnostics import pareto_khat
+    from pyro_vae.inference.disentanglement import disentanglement
+    from pyro_vae.inference.evaluation import evaluate
+    from pyro_vae.inference.export import to_arviz
     from pyro_vae.inference.importance import log_weights
+    from pyro_vae.inference.latents import latent_use
     from pyro_vae.inference.likelihood import log_likelihood
+    from pyro_vae.inference.predictive import posterior_predictive
     from pyro_vae.inference.sampling import encode, generate, reconstruct
     from pyro_vae.inference.terms import elbo_terms
     from pyro_vae.models import (
@@ -48,19 +54,25 @@ _HOMES = {
     "VAE": "models",
     "VariationalRNN": "models",
     "VeryDeepVAE": "models",
+    "calibrate": "inference.calibration",
     "classify": "models",
+    "disentanglement": "inference.disentanglement",
     "elbo_terms": "inference.terms",
     "encode": "inference.sampling",
+    "evaluate": "inference.evaluation",
     "fit": "training.fitting",
     "fit_prior": "training.ex_post",
     "forecast": "models",
     "generate": "inference.sampling",
+    "latent_use": "inference.latents",
     "load": "runs.saving",
     "log_likelihood": "inference.likelihood",
     "log_weights": "inference.importance",
     "pareto_khat": "inference.diagnostics",
+    "posterior_predictive": "inference.predictive",
     "reconstruct": "inference.sampling",
     "save": "runs.saving",
+    "to_arviz": "inference.export",
 }
 _ROOMS = ("data", "guides", "likelihoods", "networks", "objectives", "priors")
 __all__ = [*sorted(_HOMES), *_ROOMS]

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -17,6 +17,7 @@ from pyro_vae.errors import InputError, one_of, positive_int
 from pyro_vae.inference.checked import notes_on, scored_data
 from pyro_vae.inference.diagnostics import effective_sample_size, pareto_khat, tail_length
 from pyro_vae.inference.importance import Draws, Layout, bytes_per_draw, find_layout
+from pyro_vae.inference.results import Result, Rows, nats
 from pyro_vae.pair import (
     Batch,
     ModelAndGuide,
@@ -28,7 +29,7 @@ from pyro_vae.pair import (
 
 
 @dataclass(frozen=True)
-class LogLikelihood:
+class LogLikelihood(Result):
     """An estimate of log p(x) for each datum, in nats (higher is better).
 
     Attributes:
@@ -39,6 +40,9 @@ class LogLikelihood:
         num_samples: K.
         notes: what the reader of the number must know, such as that it is no likelihood.
     """
+
+    title: ClassVar[str] = "log p(x) by importance sampling"
+    derived: ClassVar[tuple[str, ...]] = ("mean", "stderr", "mean_mc_stderr", "num_data")
 
     values: torch.Tensor
     mc_stderr: torch.Tensor
@@ -71,6 +75,16 @@ class LogLikelihood:
     def mean_mc_stderr(self) -> float:
         """Monte Carlo standard error of `mean` for just these data."""
         return (self.mc_stderr.double().square().sum().sqrt() / self.num_data).item()
+
+    def rows(self) -> Rows:
+        """The mean with its errors, and the diagnostics of the weights."""
+        ess = f"median {self.ess.median().item():.0f} of {self.num_samples}"
+        return [
+            ("log p(x)", f"{nats(self.mean, self.stderr)} nats per datum ({self.num_data} data)"),
+            ("Monte Carlo error", f"{self.mean_mc_stderr:.3f} nats"),
+            ("Pareto k-hat", self.khat_summary),
+            ("effective samples", ess),
+        ]
 
     def __str__(self) -> str:
         line = (
