@@ -57,7 +57,7 @@ class Columns:
         """(..., Q) by site, each (..., *shape)."""
         parts = table.split([shape.numel() for shape in self.sizes.values()], -1)
         return {
-            name: part.reshape(*part.shape[:-1], *shape)
+            name: part.reshape(part.shape[:-1] + shape)
             for (name, shape), part in zip(self.sizes.items(), parts, strict=True)
         }
 
