@@ -122,7 +122,7 @@ def test_an_exact_guide_fails_at_most_as_often_as_the_level_says(analysis):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["scale x 0.8", "shifted mean", "missing correlation", "collapsed latent"])
 def test_wrong_guides_are_found(analysis, kind):
-    """By 500 data sets, in every one of 12 runs: at a power of 99.9 % this fails by chance in 1.2 % of seeds."""
+    """By 500 data sets, in each of 12 runs: at a power of 99.9 % this fails by chance in 1.2 % of seeds."""
     pair = analysis.pair(kind)
     assert not any(calibrate(pair, 500, like=LIKE, seed=seed).calibrated for seed in range(12))
 
@@ -135,7 +135,8 @@ def test_missing_correlation_is_invisible_to_single_latents_and_said(analysis):
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"), [("scale x 0.8", "too narrow"), ("shifted mean", "too large"), ("collapsed latent", "less likely")]
+    ("kind", "words"),
+    [("scale x 0.8", "too narrow"), ("shifted mean", "too large"), ("collapsed latent", "less likely")],
 )
 def test_the_report_says_what_is_wrong(analysis, kind, words):
     result = calibrate(analysis.pair(kind), like=LIKE)
@@ -177,7 +178,7 @@ def test_one_seed_gives_one_result_and_no_state_is_touched(analysis):
 
 
 def test_discrete_latents_have_exact_ranks():
-    """A mixture whose exact posterior is the guide: ties everywhere, and at most 3 alarms in 20 seeds (chance of more: 1.6 %)."""
+    """The guide is a mixture's exact posterior, with ties everywhere: at most 3 alarms in 20 seeds (else: 1.6 %)."""
     weight, means = torch.tensor([0.3, 0.5, 0.2]), torch.tensor([-1.0, 0.0, 2.0])
 
     def model(x):
