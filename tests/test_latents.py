@@ -202,3 +202,13 @@ def test_bad_input_is_named(linear_gaussian, arguments):
 def test_the_figure_has_a_bar_for_each_dimension(linear_gaussian):
     (axes,) = latent_use(linear_gaussian.exact_pair(), linear_gaussian.data(50)).plot().axes
     assert len(axes.patches) == 2
+
+
+def test_kl_per_dimension_of_a_wrong_guide_is_the_closed_form(linear_gaussian):
+    x = linear_gaussian.data(200)
+    scale = 1.6 * linear_gaussian.posterior_cov.diagonal().sqrt()
+    mean = linear_gaussian.posterior(x).mean + 0.2
+    use = latent_use(linear_gaussian.poor_pair(), x)
+    wanted = (0.5 * (scale**2 + mean**2 - 1) - scale.log()).mean(0)
+    torch.testing.assert_close(use.kl["z"], wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(use.activity["z"], mean.var(0), rtol=1e-10, atol=1e-10)

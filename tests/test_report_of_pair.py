@@ -174,3 +174,11 @@ def test_latents_under_inner_plates_keep_their_shapes(arviz):
     assert variables(data, "posterior")["z"].shape == (1, 5, 6, 3, 2)
     assert variables(data, "posterior")["w"].shape == (1, 5, 6)
     assert variables(data, "prior")["z"].shape == (1, 5, 6, 3, 2)
+
+
+def test_streams_are_scored_and_the_rest_says_why_not(linear_gaussian):
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(linear_gaussian.data(20)), batch_size=5)
+    report = evaluate(linear_gaussian.exact_pair(), loader, 5, parts=["elbo_terms", "latent_use", "calibration"])
+    assert list(report.parts) == ["elbo_terms"]
+    assert "streamed" in report.left_out["latent_use"]
+    assert "streamed" in report.left_out["calibration"]

@@ -90,7 +90,7 @@ class Calibration(Result):
         share = self.level / len(self.group_pvalues)
         found = []
         for site, p in self.pvalues.items():
-            ranks = self.ranks[site].flatten(1)
+            ranks = self.ranks[site].reshape(self.num_datasets, -1)
             for place in (p.flatten() <= share).nonzero().flatten().tolist():
                 name = columns_name(site, self.ranks[site].shape[1:], place)
                 found.append(f"{name}: {_meaning(ranks[:, place], self.num_draws, LATENTS)}")

@@ -65,8 +65,7 @@ def _posterior_predictive(asked: Asked) -> Any:
 def _disentanglement(asked: Asked) -> Any:
     if asked.factors is None:
         raise InputError("no factors were given")
-    batch = asked.examples.batch(torch.arange(len(asked.examples)))
-    return disentanglement(asked.pair, batch, asked.factors, seed=asked.seed)
+    return disentanglement(asked.pair, _some(asked, len(asked.examples)), asked.factors, seed=asked.seed)
 
 
 #: The parts of a report in order, by name. Each is called with what was asked; an InputError says why it does not apply.
@@ -168,7 +167,7 @@ def evaluate(
 def _some(asked: Asked, most: int) -> Any:
     """At most so many of the data, drawn at random under the seed, as a batch."""
     if not isinstance(asked.examples, data.Examples):
-        raise InputError("the data are a stream; this part takes data that are held in memory")
+        raise InputError("x is streamed; this part takes data that are held in memory")
     generator = torch.Generator().manual_seed(asked.seed)
     chosen = torch.randperm(len(asked.examples), generator=generator)[:most].sort().values
     return asked.examples.batch(chosen)

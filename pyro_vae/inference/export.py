@@ -10,7 +10,7 @@ import torch
 
 from pyro_vae.data import Binarization
 from pyro_vae.errors import positive_int
-from pyro_vae.inference.checked import scored_data
+from pyro_vae.inference.checked import held_data
 from pyro_vae.inference.diagnostics import pareto_khat, tail_length
 from pyro_vae.inference.importance import Draws, Layout, Values, find_layout, per_datum, summed
 from pyro_vae.inference.simulation import simulate
@@ -54,7 +54,7 @@ def to_arviz(
     pair = as_pair(pair)
     positive_int("num_samples", num_samples)
     arviz = _arviz()
-    examples = scored_data(pair, x, binarize, seed)
+    examples = held_data(pair, x, binarize, seed)
     with evaluating(pair), kept_random_state(examples.device, seed):
         batch = examples.batch(torch.arange(len(examples)))
         groups = _groups(pair, batch, num_samples, resample)

@@ -12,7 +12,7 @@ from pyro_vae.data import Binarization
 from pyro_vae.errors import InputError, positive_int
 from pyro_vae.inference.aggregate import Aggregate, aggregate
 from pyro_vae.inference.calibration import columns_name
-from pyro_vae.inference.checked import scored_data
+from pyro_vae.inference.checked import held_data
 from pyro_vae.inference.dimensions import dimension_kl, factorises
 from pyro_vae.inference.importance import find_layout, summed_but, traced_layout
 from pyro_vae.inference.results import Bounds, Result, Rows, few, nats
@@ -155,7 +155,7 @@ def latent_use(
         if positive_int(name, value) < 2:
             raise InputError(f"{name}={value} must be at least 2: spreads are measured.")
     positive_int("batch_size", batch_size)
-    examples = scored_data(pair, x, binarize, seed)
+    examples = held_data(pair, x, binarize, seed)
     with evaluating(pair), kept_random_state(examples.device, seed):
         sums = _Sums(pair)
         for _, batch in examples.batches(batch_size):

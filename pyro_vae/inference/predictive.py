@@ -12,7 +12,7 @@ from pyro import poutine
 
 from pyro_vae.data import Binarization
 from pyro_vae.errors import InputError, one_of, positive_int
-from pyro_vae.inference.checked import scored_data
+from pyro_vae.inference.checked import held_data
 from pyro_vae.inference.results import Result, Rows, chance, few
 from pyro_vae.inference.simulation import Places, simulate
 from pyro_vae.pair import (
@@ -145,7 +145,7 @@ def posterior_predictive(
     positive_int("num_replicates", num_replicates)
     positive_int("batch_size", batch_size)
     one_of("latents", latents, ["posterior", "prior"])
-    examples = scored_data(pair, x, binarize, seed)
+    examples = held_data(pair, x, binarize, seed)
     with evaluating(pair), kept_random_state(examples.device, seed):
         batches = [batch for _, batch in examples.batches(batch_size)]
         whole = torch.cat([batch[0] for batch in batches])
