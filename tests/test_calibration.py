@@ -14,6 +14,7 @@ import torch
 from scipy.stats import binom
 
 from pyro_vae import VAE, InputError, Pair, calibrate, guides, networks
+from pyro_vae.inference.calibration import _holm
 from pyro_vae.inference.quantities import DENSITY, JOINT, PRODUCTS, TARP
 from pyro_vae.inference.ranks import ecdf_bands, ecdf_counts, ranks_of, uniformity
 from tests.conftest import random_states
@@ -59,6 +60,11 @@ def test_too_few_sets_leave_the_chi_squared_test_out():
     tests = uniformity(torch.arange(9)[:, None] % 5, 4)
     assert tests.chi2.isnan().all()
     assert (tests.pvalues > 0.5).all()
+
+
+def test_pvalues_are_corrected_for_their_number():
+    corrected = _holm(torch.tensor([0.03, 0.01, 0.5, 0.04]).double())
+    torch.testing.assert_close(corrected, torch.tensor([0.09, 0.04, 0.5, 0.09]).double())  # Holm 1979, by hand
 
 
 # --- guides ------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy.stats import entropy
 
 from pyro_vae import InputError, Pair, disentanglement
 from pyro_vae.inference.disentanglement import _dci, _modularity
@@ -70,6 +71,11 @@ def test_formulas_by_hand():
     disentangled, complete = _dci(importance)
     assert disentangled == pytest.approx(1.0)
     assert complete == pytest.approx((1 + 1 - math.log(2) / math.log(3)) / 2)
+    importance = torch.tensor([[0.8, 0.1], [0.2, 0.5], [0.0, 0.4]]).double()
+    disentangled, complete = _dci(importance)
+    by_rows = [1 - entropy(row, base=2) for row in importance.numpy()]
+    assert disentangled == pytest.approx(0.45 * by_rows[0] + 0.35 * by_rows[1] + 0.2 * by_rows[2])
+    assert complete == pytest.approx(1 - entropy(importance.numpy(), base=3).mean())
     information = torch.tensor([[1.0, 0.5], [0.0, 2.0], [0.0, 0.0]]).double()
     assert _modularity(information) == pytest.approx((1 - 0.25 + 1) / 2)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pyro_vae import InputError, Pair, posterior_predictive
+from pyro_vae.inference.predictive import _two_sided
 from tests.component_table import vae
 from tests.conftest import random_states
 
@@ -33,6 +34,14 @@ def test_data_of_another_scale_are_found(linear_gaussian, latents):
     assert "standard deviation" in check.rejected
     assert "standard deviation" in str(check)
     assert check.pvalue <= 0.02
+
+
+def test_pvalues_count_the_data_among_the_replicates():
+    by_hand = {3.0: 0.5, 1.0: 1.0, 2.0: 1.0, 0.0: 0.5}  # of 4: the largest and the smallest have 2 · 1/4
+    for value, p in by_hand.items():
+        rest = [other for other in by_hand if other != value]
+        assert _two_sided(torch.tensor([value, *rest]))[0] == p
+    assert _two_sided(torch.tensor([1.0, 1.0, 0.0]))[0] == 1.0  # ties count on both sides
 
 
 def test_replicates_have_the_models_distribution(linear_gaussian):
