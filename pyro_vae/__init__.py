@@ -19,11 +19,17 @@ if TYPE_CHECKING:
     from pyro_vae.errors import InputError
     from pyro_vae.inference.annealing import Annealing
     from pyro_vae.inference.bidirectional import bidirectional
+    from pyro_vae.inference.calibration import calibrate
     from pyro_vae.inference.diagnostics import pareto_khat
+    from pyro_vae.inference.disentanglement import disentanglement
+    from pyro_vae.inference.evaluation import evaluate
+    from pyro_vae.inference.export import to_arviz
     from pyro_vae.inference.gaps import gaps
     from pyro_vae.inference.importance import log_weights
     from pyro_vae.inference.imputation import impute
+    from pyro_vae.inference.latents import latent_use
     from pyro_vae.inference.likelihood import log_likelihood
+    from pyro_vae.inference.predictive import posterior_predictive
     from pyro_vae.inference.sampling import encode, generate, reconstruct
     from pyro_vae.inference.terms import elbo_terms
     from pyro_vae.models import (
@@ -54,21 +60,27 @@ _HOMES = {
     "VariationalRNN": "models",
     "VeryDeepVAE": "models",
     "bidirectional": "inference.bidirectional",
+    "calibrate": "inference.calibration",
     "classify": "models",
+    "disentanglement": "inference.disentanglement",
     "elbo_terms": "inference.terms",
     "encode": "inference.sampling",
+    "evaluate": "inference.evaluation",
     "fit": "training.fitting",
     "fit_prior": "training.ex_post",
     "forecast": "models",
     "gaps": "inference.gaps",
     "generate": "inference.sampling",
     "impute": "inference.imputation",
+    "latent_use": "inference.latents",
     "load": "runs.saving",
     "log_likelihood": "inference.likelihood",
     "log_weights": "inference.importance",
     "pareto_khat": "inference.diagnostics",
+    "posterior_predictive": "inference.predictive",
     "reconstruct": "inference.sampling",
     "save": "runs.saving",
+    "to_arviz": "inference.export",
 }
 _ROOMS = ("data", "guides", "likelihoods", "networks", "objectives", "priors")
 __all__ = [*sorted(_HOMES), *_ROOMS]

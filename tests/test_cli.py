@@ -16,6 +16,7 @@ import yaml
 import pyro_vae
 from pyro_vae import cli
 from pyro_vae.cli import main
+from pyro_vae.errors import InputError
 
 read = lambda path: Path(path).read_text()  # noqa: E731
 QUICK = ["--epochs", "2", "--samples", "5", "--quiet", "--model.latent_dim", "2"]
@@ -69,6 +70,26 @@ def test_evaluate_gives_the_same_numbers_as_train(run, trained):
     assert set(json.loads(read("scores.json"))["log_likelihood"]) >= {"mean", "stderr", "num_data", "num_samples"}
     assert run("evaluate", trained, "--samples", "9", "--json", "nine.json", "--quiet")[0] == 0
     assert json.loads(read("nine.json"))["log_likelihood"]["num_samples"] == 9
+
+
+def test_full_evaluation_adds_a_report_and_its_figures(run, trained, monkeypatch):
+    from pyro_vae.inference import evaluation
+
+    monkeypatch.setitem(evaluation.PARTS, "disentanglement", _refuse)
+    status, out, _ = run("evaluate", trained, "--samples", "5", "--json", "full.json", "--full", "--quiet")
+    assert status == 0
+    assert "test log p(x)" in out
+    assert "expected coverage" in out
+    assert "left out: disentanglement  refused" in out
+    content = json.loads(read("full.json"))
+    assert content["log_likelihood"]["num_samples"] == 5
+    assert set(content["full"]["parts"]) == {"latent_use", "calibration", "posterior_predictive"}
+    for name in content["full"]["parts"]:
+        assert (trained / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def _refuse(asked):
+    raise InputError("refused")
 
 
 def test_sample_writes_pictures_and_numbers(run, trained):
@@ -257,7 +278,7 @@ def test_what_the_user_got_wrong_gets_a_line_and_status_two(run, arguments, word
         (["train", "--help"], ["--data", "--model", "--fit.batch_size", "--epochs", "learning rate", "mnist"]),
         (["train", "--model.help", "VAE"], ["latent_dim", "prior", "likelihood", "Mixture", "ConvEncoder"]),
         (["train", "--model.prior.help", "Mixture"], ["components", "number of Gaussians"]),
-        (["evaluate", "--help"], ["--samples", "--json"]),
+        (["evaluate", "--help"], ["--samples", "--json", "--full"]),
         (["sample", "--help"], ["-n", "--mean"]),
         (["--version"], ["pyro-vae"]),
     ],

@@ -15,7 +15,15 @@ from pyro_vae.models import ComposedPair
 from tests.component_table import GUIDES, LIKELIHOODS, NETWORKS, OBJECTIVES, PRIORS, leaves
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/models.md", "docs/hooks.md", "docs/tables.md", "docs/likelihood.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/models.md",
+    "docs/hooks.md",
+    "docs/tables.md",
+    "docs/likelihood.md",
+    "docs/evaluation.md",
+)
 
 
 def blocks(name: str, language: str) -> list[str]:

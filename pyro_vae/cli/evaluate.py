@@ -16,6 +16,9 @@ def evaluate(arguments: list[str]) -> None:
     add_run_options(parser)
     parser.add_argument("--samples", type=int, default=None, help="importance samples per datum; by default the run's")
     parser.add_argument("--json", type=str, default=None, help="write the scores to this file")
+    parser.add_argument(
+        "--full", action="store_true", help="also calibration, use of latents, predictive check; figures in RUN/figures"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     config = parser.parse_args(arguments)
     from pyro_vae import data
@@ -47,3 +50,7 @@ def evaluate(arguments: list[str]) -> None:
     samples = positive_int("--samples", (kept["samples"] or 500) if config.samples is None else config.samples)
     target = Path(config.json) if config.json else None
     score_and_show(pair, splits, kept, samples, Path(config.run), not config.quiet, target)
+    if config.full:
+        from pyro_vae.cli.full_report import add_full_report
+
+        add_full_report(pair, splits, kept, samples, Path(config.run), not config.quiet, target)

@@ -18,7 +18,7 @@ from pyro_vae.inference.annealing import Annealer, Annealing, annealing_on, bar
 from pyro_vae.inference.checked import scored_data
 from pyro_vae.inference.estimates import log_mean_error
 from pyro_vae.inference.importance import Values
-from pyro_vae.inference.results import Result, in_words, mean_and_error
+from pyro_vae.inference.results import Result, mean_and_error, nats
 from pyro_vae.inference.sampling import observed_in
 from pyro_vae.pair import Batch, ModelAndGuide, PairLike, as_pair, evaluating, kept_random_state, sample_sites
 
@@ -70,14 +70,14 @@ class Bidirectional(Result):
         return [
             ("from below, nats per datum", f"{self.forward.mean():.3f}"),
             ("from above", f"{self.reverse.mean():.3f}"),
-            ("gap", in_words(self.gap, self.gap_stderr)),
+            ("gap", nats(self.gap, self.gap_stderr)),
             (f"{self.confidence:.0%} interval of one datum", f"{(self.upper - self.lower).mean():.3f} wide"),
             ("data, chains, temperatures", f"{len(self.lower)}, {self.num_chains}, {self.temperatures}"),
             ("acceptance", f"{self.acceptance:.0%}"),
         ]
 
-    def as_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in super().as_dict().items() if name != "x"}
+    def as_dict(self, max_values: int | None = None) -> dict[str, Any]:
+        return {name: value for name, value in super().as_dict(max_values).items() if name != "x"}
 
 
 def bidirectional(

@@ -8,6 +8,7 @@ import torch
 
 from pyro_vae import data
 from pyro_vae.data import Binarization
+from pyro_vae.errors import InputError
 from pyro_vae.inference.rows import rows_for
 from pyro_vae.pair import (
     Batch,
@@ -28,6 +29,20 @@ def scored_data(pair: ModelAndGuide, x: Any, binarize: Binarization | None, seed
     device = device_of(pair, first.device if isinstance(first, torch.Tensor) else "cpu")
     examples = data.as_examples(x, binarize="static" if binarize == "dynamic" else binarize, seed=seed, device=device)
     check_data(pair, examples)
+    return examples
+
+
+def held_data(pair: ModelAndGuide, x: Any, binarize: Binarization | None, seed: int) -> data.Examples:
+    """As `scored_data`, for what must take any of the data at any time.
+
+    Raises:
+        InputError: if the data are a stream.
+    """
+    examples = scored_data(pair, x, binarize, seed)
+    if not isinstance(examples, data.Examples):
+        raise InputError(
+            "x is streamed; data that are held in memory are wanted, such as a tensor of some thousand of them."
+        )
     return examples
 
 

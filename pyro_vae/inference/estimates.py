@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -31,6 +32,8 @@ class LogLikelihood(Result):
         method: "importance" or "annealed".
         acceptance: mean acceptance of the annealed chains' proposals.
     """
+
+    derived: ClassVar[tuple[str, ...]] = ("mean", "stderr", "mean_mc_stderr", "num_data")
 
     values: torch.Tensor
     mc_stderr: torch.Tensor

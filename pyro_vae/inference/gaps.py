@@ -17,7 +17,7 @@ from pyro_vae.inference.best_member import Optimizer, Search, draws_at_once
 from pyro_vae.inference.checked import scored_data
 from pyro_vae.inference.estimates import LogLikelihood
 from pyro_vae.inference.likelihood import log_likelihood
-from pyro_vae.inference.results import Result, in_words, mean_and_error
+from pyro_vae.inference.results import Result, mean_and_error, nats
 from pyro_vae.pair import PairLike, as_pair, evaluating, kept_random_state
 
 
@@ -56,13 +56,13 @@ class Gaps(Result):
     def rows(self) -> list[tuple[str, str]]:
         def row(what: str) -> tuple[str, str]:
             noise = getattr(self, f"{what}_stderr").square().sum().sqrt().item() / len(self.elbo)
-            words = in_words(*mean_and_error(getattr(self, what)))
+            words = nats(*mean_and_error(getattr(self, what)))
             return f"{what} gap", f"{words} (Monte Carlo error {noise:.3f})"
 
         return [
-            (f"log p(x), {self.method}, nats per datum", in_words(*mean_and_error(self.log_likelihood))),
-            ("best member's ELBO", in_words(*mean_and_error(self.best))),
-            ("guide's ELBO", in_words(*mean_and_error(self.elbo))),
+            (f"log p(x), {self.method}, nats per datum", nats(*mean_and_error(self.log_likelihood))),
+            ("best member's ELBO", nats(*mean_and_error(self.best))),
+            ("guide's ELBO", nats(*mean_and_error(self.elbo))),
             row("approximation"),
             row("amortization"),
             row("inference"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -13,6 +13,7 @@ from pyro_vae.data import Binarization
 from pyro_vae.errors import positive_int
 from pyro_vae.inference.checked import notes_on, scored_data
 from pyro_vae.inference.importance import summed_but
+from pyro_vae.inference.results import Result, Rows, nats
 from pyro_vae.pair import (
     Batch,
     ModelAndGuide,
@@ -31,7 +32,7 @@ COLLAPSED = 0.1  # nats
 
 
 @dataclass(frozen=True)
-class ElboTerms:
+class ElboTerms(Result):
     """The ELBO's terms in nats per datum, means over data and draws.
 
     Attributes:
@@ -45,6 +46,9 @@ class ElboTerms:
         num_dims: numbers in one datum.
         latents: names of the latent sites.
     """
+
+    title: ClassVar[str] = "ELBO and its terms"
+    derived: ClassVar[tuple[str, ...]] = ("bits_per_dim", "collapsed")
 
     elbo: float
     reconstruction: float
@@ -66,6 +70,15 @@ class ElboTerms:
         """Latents that say next to nothing of x: with a KL below 0.1 nats, where there are several."""
         latents = self.latents if len(self.latents) > 1 else ()
         return tuple(name for name in latents if self.sites[name] < COLLAPSED)
+
+    def rows(self) -> Rows:
+        """The ELBO, and each site's share."""
+        rows = [
+            ("ELBO", f"{nats(self.elbo, self.stderr)} nats per datum"),
+            ("reconstruction", f"{nats(self.reconstruction)} nats"),
+            ("KL", f"{nats(self.kl)} nats"),
+        ]
+        return rows + [(f"  {name}", nats(value)) for name, value in self.sites.items()]
 
     def __str__(self) -> str:
         sites = ", ".join(f"{name} {value:.3f}" for name, value in self.sites.items())

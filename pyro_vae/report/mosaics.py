@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pyro_vae.errors import InputError, positive, positive_int
-from pyro_vae.report.canvas import BLUE, INK, ORANGE, STYLE, as_data, new_axes, whole_ticks
+from pyro_vae.inference.canvas import BLUE, INK, ORANGE, STYLE, as_data, new_axes, whole_ticks
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from pyro_vae.errors import InputError, one_of
-from pyro_vae.report.canvas import BLUE, CLASS_COLOURS, FAINT, MARKERS, ORANGE, as_data, new_axes, whole_ticks
+from pyro_vae.inference.canvas import BLUE, CLASS_COLOURS, FAINT, MARKERS, ORANGE, as_data, new_axes, whole_ticks
 from pyro_vae.report.mosaics import images, reconstructions
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 
 from pyro_vae.data.kinds import CODED, Column
 from pyro_vae.errors import InputError
-from pyro_vae.report.canvas import BLUE, INK, ORANGE, STYLE
+from pyro_vae.inference.canvas import BLUE, INK, ORANGE, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

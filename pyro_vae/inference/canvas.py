@@ -56,6 +56,17 @@ def new_axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.add_subplot()
 
 
+@contextlib.contextmanager
+def new_panels(width: float, height: float, columns: int, rows: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of that many inches with several sets of axes, row by row; the style holds inside the block only."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
 def as_data(name: str, x: Any) -> torch.Tensor:
     """`x` as a float tensor on the CPU with at least one datum."""
     if not isinstance(x, torch.Tensor) or not x.dim() or not x.numel():
