@@ -128,7 +128,7 @@ def test_simulated_data_follow_the_model():
 def test_result_prints_and_saves_without_the_data(closed, tmp_path):
     result, _ = closed
     assert "gap" in str(result)
-    assert "note: the bounds are those of data that the model simulated" in result._repr_html_()
+    assert "the bounds are those of data that the model simulated" in result._repr_html_()
     result.save(tmp_path / "b.json")
     saved = json.loads((tmp_path / "b.json").read_text())
     assert len(saved["lower"]) == 100
