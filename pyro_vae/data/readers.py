@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.data.items import as_tensor
+from pyro_vae.data.items import as_tensor, check_held
+from pyro_vae.data.opening import check_unpacked, path_said, regular_file
 from pyro_vae.data.reading import from_tensors
 from pyro_vae.data.resident import Examples
 from pyro_vae.errors import InputError, check_lengths, first_sentence
@@ -37,14 +39,14 @@ def read_file(path: Path) -> dict[str, Examples]:
     suffix = path.suffix.lower()
     if suffix not in READERS:
         raise InputError(
-            f"{path} is no kind of file known here; wanted: {', '.join(READERS)}, or a folder of pictures."
+            f"{path_said(path)} is no kind of file known here; wanted: {', '.join(READERS)}, or a folder of pictures."
         )
     try:
-        named = READERS[suffix](path)
+        named = READERS[suffix](regular_file(path))
     except InputError:
         raise
     except Exception as error:  # each reader has exceptions of its own
-        raise InputError(f"{path} can't be read as {suffix}: {first_sentence(error)}.") from error
+        raise InputError(f"{path_said(path)} can't be read as {suffix}: {first_sentence(error)}.") from error
     parts: dict[str, dict[str, Any]] = {}
     for name, (part, kind) in _roles(named, path).items():
         if kind in parts.setdefault(part, {}):
@@ -94,28 +96,44 @@ def _role(name: str) -> tuple[str, str] | None:
 def _read_numpy(path: Path) -> dict[str, Any]:
     import numpy as np
 
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return {"x": loaded}
-    with loaded:
+    if not zipfile.is_zipfile(path):
+        # Mapped, so that a header that claims more than the file holds is refused before memory is taken.
+        return {"x": np.array(np.load(path, mmap_mode="r", allow_pickle=False))}
+    with zipfile.ZipFile(path) as archive:
+        check_unpacked(path, sum(entry.file_size for entry in archive.infolist()))
+    with np.load(path, allow_pickle=False) as loaded:
         return dict(loaded)
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            check_unpacked(path, sum(entry.file_size for entry in archive.infolist()))
     loaded = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(loaded, (tuple, list)) and len(loaded) <= 2:
         loaded = dict(zip("xy", loaded, strict=False))
     named = loaded if isinstance(loaded, dict) else {"x": loaded}
-    return {str(name): value for name, value in named.items() if isinstance(value, Tensor)}
+    named = {str(name): value for name, value in named.items() if isinstance(value, Tensor)}
+    for name, value in named.items():
+        check_held(name, value)
+        check_unpacked(path, value.numel() * value.element_size())
+    return named
 
 
 def _read_csv(path: Path) -> dict[str, Any]:
     import numpy as np
 
+    if path.stat().st_size == 0:  # and what the system makes up as it is read, maybe without end
+        raise InputError(f"{path_said(path)} is empty.")
     with open(path, newline="", encoding="utf-8-sig") as file:
         first = next(csv.reader(file), None)
     if first is None:
-        raise InputError(f"{path} is empty.")
+        raise InputError(f"{path_said(path)} is empty.")
+    if len(first) == 1 and ";" in first[0]:
+        raise InputError(
+            f"{path_said(path)} has semicolons between its columns; wanted: commas, and points in decimals. In pandas: "
+            "read_csv(..., sep=';', decimal=',').to_csv(...)."
+        )
     # columns numbered 0, 1, 2 ... are a header too, as pandas writes it for an array
     header = not all(map(_is_number, first)) or (len(first) > 1 and first == [str(i) for i in range(len(first))])
     names = first if header else [""] * len(first)
@@ -126,9 +144,23 @@ def _read_csv(path: Path) -> dict[str, Any]:
         options |= {"delimiter": ",", "comments": None, "quotechar": '"', "encoding": "utf-8-sig"}
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # there is just a warning where nothing follows the header
-            return np.loadtxt(path, skiprows=int(header), usecols=columns, **options)
+            try:
+                return np.loadtxt(path, skiprows=int(header), usecols=columns, **options)
+            except ValueError as error:
+                raise _ragged(path, len(names)) or error from None
 
     return {"x": read(columns, ndmin=2)} | ({} if label is None else {"y": _numbers(read(label, ndmin=1, dtype=str))})
+
+
+def _ragged(path: Path, wanted: int) -> InputError | None:
+    """What to say of a file whose rows differ in length; None if they do not."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        for row in csv.reader(file):
+            if row and len(row) != wanted:
+                return InputError(
+                    f"{path_said(path)} can't be read: a row has {len(row)} columns, but the first has {wanted}."
+                )
+    return None
 
 
 def _numbers(words: Any) -> Any:
@@ -151,6 +183,8 @@ def _read_parquet(path: Path) -> dict[str, Any]:
         import pyarrow.parquet
     except ImportError as error:
         raise InputError(f"{path} needs pyarrow to be read: run `pip install pyarrow`.") from error
+    with pyarrow.parquet.ParquetFile(path) as file:
+        check_unpacked(path, 8 * file.metadata.num_rows * max(1, file.metadata.num_columns))
     table = pyarrow.parquet.read_table(path)
     columns = {name: table.column(name).to_numpy() for name in table.column_names if not name.startswith("__index_")}
     label = next((name for name in columns if name.lower() in _Y), None)
