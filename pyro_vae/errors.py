@@ -16,7 +16,8 @@ class InputError(ValueError):
 
     def __init__(self, message: object = ""):
         # Pyro adds a table of all sites and parameters to an error that passes through a trace.
-        super().__init__(re.split(r"\n *Trace Shapes:", str(message))[0])
+        text = re.split(r"\n *Trace Shapes:", str(message))[0]
+        super().__init__(text if len(text) <= 2000 else f"{text[:1200]} ... {text[-400:]}")
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
+import os
+import sys
 
 import pytest
 import yaml
@@ -11,6 +14,7 @@ import yaml
 from pyro_vae import cli
 from pyro_vae.cli.combinations import expanded, said
 from pyro_vae.errors import InputError
+from pyro_vae.training.loop import Trainer
 
 EXPERIMENT = {
     "data": "digits",
@@ -87,3 +91,34 @@ def test_a_mistake_in_any_combination_is_met_before_training(tmp_path, capsys, m
     assert "seed" in capsys.readouterr().err
     assert not (tmp_path / "grids").exists()
     assert cli.main(["grid", "none.yaml"]) == 2
+
+
+def test_a_grid_killed_before_a_first_checkpoint_leaves_no_run_out(tmp_path, capsys, monkeypatch):
+    """It then holds a run's first weights alone, the run's declaration, and what was being written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pyro_vae.report.figures", lambda *arguments: None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    init = {**EXPERIMENT["model"]["init_args"], "prior": {"class_path": "StandardNormal"}, "decoder": None}
+    model = {**EXPERIMENT["model"], "init_args": init}
+    (tmp_path / "g.yaml").write_text(yaml.safe_dump({**EXPERIMENT, "seed": [0, 1], "model": model}))
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "run", lambda *arguments: os._exit(9))
+        child = multiprocessing.get_context("fork").Process(target=cli.main, args=(["grid", "g.yaml", "--quiet"],))
+        child.start()
+        child.join()
+        assert child.exitcode == 9
+    out = tmp_path / "grids" / "g"
+    (folder,) = [path for path in out.iterdir() if path.is_dir()]
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "model.safetensors", ".lock"}
+    assert folder.with_name(folder.name + ".yaml").exists()
+    (folder / ".config.yaml.abc.tmp").write_text("")
+    assert cli.main(["grid", "g.yaml", "--quiet"]) == 0
+    assert "left out" not in capsys.readouterr().out
+    with (out / "grid.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 2
+    (folder / "test.json").write_text("{half")  # scored again
+    folder.with_name(folder.name + ".yaml").write_text("")
+    assert cli.main(["grid", "g.yaml", "--quiet"]) == 0
+    assert json.loads((folder / "test.json").read_text())["log_likelihood"]["num_data"] == 360
+    assert sorted(path.name for path in out.iterdir() if path.is_file()) == ["grid.csv"]
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]

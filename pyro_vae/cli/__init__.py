@@ -7,7 +7,6 @@ once a command is chosen.
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +16,14 @@ __all__ = ["COMMANDS", "USAGE", "CommandError", "main"]
 
 #: Each is a function of the remaining arguments, in the module of its name.
 COMMANDS = ("train", "grid", "evaluate", "sample", "impute")
+
+#: What takes less memory.
+LESS = {
+    "train": "a smaller --fit.batch_size or narrower networks",
+    "grid": "a smaller fit.batch_size or narrower networks",
+    "evaluate": "fewer --samples",
+    "sample": "a smaller -n",
+}
 
 USAGE = """usage: pyro-vae COMMAND [options]
 
@@ -31,7 +38,7 @@ commands:
   impute RUN ROWS   fill the missing cells of a table
 
 pyro-vae COMMAND --help explains a command's options; pyro-vae --version prints the version.
-Exit status: 0 done, 2 bad input, 1 training that diverged.
+Exit status: 0 done, 2 bad input, 1 training that diverged or a fault such as a full disk, 130 and 143 interrupted.
 """
 
 
@@ -41,36 +48,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
-    if arguments[0] == "--version":
-        from pyro_vae.runs.saving import package_version
+    command = arguments[0]
+    try:
+        if command == "--version":
+            from pyro_vae.runs.saving import package_version
 
-        print(f"pyro-vae {package_version()}")
-        return 0
-    return _guarded(arguments[0], arguments[1:])
+            print(f"pyro-vae {package_version()}")
+            return 0
+        return _guarded(command, arguments[1:])
+    except KeyboardInterrupt:
+        print(f"\npyro-vae {command}: interrupted; the same command with --resume goes on.", file=sys.stderr)
+        return 130
 
 
 def _guarded(command: str, arguments: list[str]) -> int:
     """Runs a command; what the user got wrong becomes one message and status 2."""
-    from pyro_vae.errors import InputError, nearest
+    from pyro_vae.data.files import CannotWrite
+    from pyro_vae.errors import InputError, first_sentence, nearest
+    from pyro_vae.training.faults import Fault, Terminated, is_out_of_memory
     from pyro_vae.training.nonfinite import TrainingDiverged
 
-    sys.path.insert(0, os.getcwd())  # so that a class in a file of the user's can be named
+    said = f"pyro-vae {command}" if command in COMMANDS else "pyro-vae"
     try:
         if command not in COMMANDS:
             raise CommandError(f"there is no command {command!r}.{nearest(command, COMMANDS)} See pyro-vae --help.")
+        if bad := next((word for word in arguments if "\0" in word), None):
+            raise CommandError(f"{bad!r} holds a null byte.")
         run = getattr(importlib.import_module(f"{__name__}.{command}"), command)
         run(arguments)
     except (CommandError, InputError) as error:
-        print(f"pyro-vae {command}: {error}" if command in COMMANDS else f"pyro-vae: {error}", file=sys.stderr)
+        print(f"{said}: {error}", file=sys.stderr)
         return 2
     except TrainingDiverged as error:
-        print(f"pyro-vae {command}: training stopped. {error}", file=sys.stderr)
+        print(f"{said}: training stopped. {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"\npyro-vae {command}: interrupted; the same command with --resume goes on.", file=sys.stderr)
-        return 130
+    except (CannotWrite, Fault) as error:
+        print(f"{said}: {error} The same command with --resume goes on.", file=sys.stderr)
+        return 1
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(
+            f"{said}: out of memory ({first_sentence(error)}); ask for less: {LESS.get(command, '')}.", file=sys.stderr
+        )
+        return 1
+    except Terminated as error:
+        print(f"{said}: {error.message} The same command with --resume goes on.", file=sys.stderr)
+        return 143
     except SystemExit as error:  # --help
         return int(error.code or 0)
-    finally:
-        sys.path.remove(os.getcwd())
     return 0

@@ -8,6 +8,7 @@ import inspect
 import io
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,11 +17,15 @@ from typing import Any
 import yaml
 
 from pyro_vae.component import Component
-from pyro_vae.data.files import write_text
+from pyro_vae.data.files import sweep, write_text
 from pyro_vae.errors import InputError
+from pyro_vae.runs.reading import read_json
 from pyro_vae.training.nonfinite import TrainingDiverged
 
 TABLE = "grid.csv"
+SCORES = "test.json"
+#: Most combinations of a grid.
+MOST = 10_000
 
 
 def expanded(experiment: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -31,8 +36,13 @@ def expanded(experiment: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str,
 
     Returns:
         (choices, config) of each, in order: what was chosen by dotted name, and the config with these choices in it.
+
+    Raises:
+        InputError: if there are more than `MOST`.
     """
     places = list(_lists(experiment, (), _list_arguments()))
+    if (number := math.prod(len(options) for _, options in places)) > MOST:
+        raise InputError(f"The lists stand for {number:,} combinations; wanted: at most {MOST:,}.")
     made = []
     for values in itertools.product(*(options for _, options in places)):
         config = experiment
@@ -100,34 +110,41 @@ def folder_of(out: Path, choices: dict[str, Any], config: dict[str, Any]) -> Pat
     return out / f"{re.sub(r'[^A-Za-z0-9.=]+', '-', words).strip('-')[:80]}-{digest}"
 
 
-def run(experiment: dict[str, Any], out: Path, train: Callable[[Path, Path, bool], None]) -> list[dict[str, Any]]:
+def run(experiment: dict[str, Any], out: Path, train: Callable[[Path, Path], None]) -> list[dict[str, Any]]:
     """Trains and scores every combination that has no score yet, and writes the table after each.
 
     Args:
         experiment: options of `pyro-vae train`, lists of them multiplied.
         out: folder for the runs and the table.
-        train: from a config file, a run folder and whether to resume, to a scored run folder.
+        train: from a config file and a run folder, which may hold a run that was broken off, to a scored run folder.
 
     Returns:
         The table's rows, best first. Combinations that are refused or diverge are said so, and left out.
     """
     combinations = expanded(experiment)
     out.mkdir(parents=True, exist_ok=True)
+    sweep(out)
     rows: list[dict[str, Any]] = []
     for number, (choices, config) in enumerate(combinations, start=1):
         folder = folder_of(out, choices, config)
         print(f"[{number}/{len(combinations)}] {', '.join(f'{k} {said(v)}' for k, v in choices.items()) or 'one run'}")
-        if not (folder / "test.json").exists():
-            declared = folder.with_name(folder.name + ".yaml")
+        declared = folder.with_name(folder.name + ".yaml")
+        row = _row(choices, folder)
+        if row is None:
             write_text(declared, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
             try:
-                train(declared, folder, (folder / "checkpoint.safetensors").exists())
+                train(declared, folder)
             except (InputError, TrainingDiverged) as error:
                 print(f"  left out: {error}")
                 continue
             finally:
-                declared.unlink()
-        rows.append(_row(choices, folder))
+                declared.unlink(missing_ok=True)
+            row = _row(choices, folder)
+        declared.unlink(missing_ok=True)  # which a killed grid may have left
+        sweep(folder)
+        if row is None:
+            raise InputError(f"{folder / SCORES} holds no scores; remove it, and the grid scores this run again.")
+        rows.append(row)
         rows.sort(key=lambda row: -row["log_likelihood"])
         write_text(out / TABLE, _as_csv(rows))
     if not rows:
@@ -135,17 +152,23 @@ def run(experiment: dict[str, Any], out: Path, train: Callable[[Path, Path, bool
     return rows
 
 
-def _row(choices: dict[str, Any], folder: Path) -> dict[str, Any]:
-    scores = json.loads((folder / "test.json").read_text(encoding="utf-8"))
-    score = scores["log_likelihood"]
-    return {
-        **{name: said(value) for name, value in choices.items()},
-        "log_likelihood": score["mean"],
-        "stderr": score["stderr"],
-        "elbo": scores["elbo"],
-        "kl": scores["kl"],
-        "run": folder.name,
-    }
+def _row(choices: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+    """A run's row of the table; None if it has no scores yet, or none that can be read."""
+    if not (folder / SCORES).exists():
+        return None
+    try:
+        scores = read_json(folder / SCORES)
+        score = scores["log_likelihood"]
+        numbers = {
+            "log_likelihood": score["mean"],
+            "stderr": score["stderr"],
+            "elbo": scores["elbo"],
+            "kl": scores["kl"],
+        }
+        numbers = {name: float(number) for name, number in numbers.items()}
+    except (InputError, LookupError, TypeError, ValueError):
+        return None
+    return {**{name: said(value) for name, value in choices.items()}, **numbers, "run": folder.name}
 
 
 def _as_csv(rows: list[dict[str, Any]]) -> str:

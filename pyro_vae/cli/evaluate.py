@@ -25,16 +25,12 @@ def evaluate(arguments: list[str]) -> None:
     from pyro_vae.cli.choices import labelled
     from pyro_vae.cli.scores import score_and_show
     from pyro_vae.cli.tables import read_by, said_kinds
-    from pyro_vae.errors import InputError, positive_int
+    from pyro_vae.errors import positive_int
     from pyro_vae.pair.hooks import table_columns
-    from pyro_vae.runs.saving import read_config
+    from pyro_vae.runs.saving import read_config, run_entries
 
     pair = loaded(config)
-    kept = read_config(config.run)
-    if "data" not in kept:
-        raise InputError(
-            f"{config.run} does not say which data it was trained on; score it with log_likelihood() in Python."
-        )
+    kept = run_entries(read_config(config.run), config.run)
     splits = data.load(
         kept["data"],
         root=config.data_root or kept["data_root"],

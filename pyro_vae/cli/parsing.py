@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -44,16 +43,15 @@ def read_options(name: str, what: str = "") -> dict[str, Any]:
     Raises:
         CommandError: if the file cannot be read, is not YAML, or holds no options.
     """
-    import yaml
+    from pyro_vae.errors import InputError
+    from pyro_vae.runs.reading import read_yaml
 
-    said = f"{what} {name}".strip()
+    said = f"{what} {name!r}".strip()
     try:
-        content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CommandError(f"{f'{what} {name!r}'.strip()} can't be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise CommandError(f"{said} is not YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
+        content = read_yaml(name)
+    except InputError as error:
+        raise CommandError(f"{what}: {error}" if what else str(error)) from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise CommandError(f"{said} must hold options as 'name: value' lines.")
     return content
 
@@ -62,13 +60,19 @@ def with_inline_config(arguments: list[str]) -> list[str]:
     """The arguments with the YAML of `--config FILE` put in their place, less what a run folder adds to it."""
     import yaml
 
+    from pyro_vae.cli.naming import allowed, check_options
+
     result = list(arguments)
+    if any(word.startswith("--config_text") for word in arguments):
+        raise CommandError("there is no option --config_text. Did you mean '--config'? See --help.")
     for at, word in enumerate(arguments):
         if word != "--config" and not word.startswith("--config="):
             continue
         name = word.partition("=")[2] or (arguments[at + 1] if at + 1 < len(arguments) else "")
         content = read_options(name, "--config")
-        content.pop("pyro_vae", None)
+        for key in ("pyro_vae", "format"):
+            content.pop(key, None)
+        check_options(content, "--config", allowed(arguments))
         model = content.get("model")
         if isinstance(model, dict) and isinstance(model.get("init_args"), dict):
             model["init_args"].pop("event_shape", None)

@@ -19,7 +19,9 @@ def add_run_options(parser: Any) -> None:
 
 def loaded(config: Any) -> Any:
     """The pair of the run folder that the options name, on the device that they name."""
+    from pyro_vae.cli.naming import users_modules
     from pyro_vae.runs.saving import load
     from pyro_vae.training.settings import pick_device
 
-    return load(config.run, allow=config.allow).to(pick_device(config.device))
+    with users_modules(config.allow):
+        return load(config.run, allow=config.allow).to(pick_device(config.device))

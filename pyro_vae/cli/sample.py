@@ -28,11 +28,12 @@ def sample(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--out", type=str, default=None, help="file to write; RUN/samples.png by default")
     config = parser.parse_args(arguments)
-    from pyro_vae.errors import one_of, positive_int
+    from pyro_vae.errors import one_of, positive_int, whole_seed
     from pyro_vae.inference.sampling import generate
     from pyro_vae.pair.hooks import table_columns
 
     positive_int("-n", config.num_samples)
+    whole_seed("--seed", config.seed)
     pair = loaded(config)
     if table_columns(pair):
         sample_rows(pair, config)

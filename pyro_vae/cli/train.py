@@ -10,13 +10,16 @@ import pyro
 
 from pyro_vae import data
 from pyro_vae.cli.choices import binarisation, labelled, mean, model_spec, modules_named
+from pyro_vae.cli.naming import allowed, named, users_modules
 from pyro_vae.cli.parsing import parser_of, with_inline_config
 from pyro_vae.cli.scores import score_and_show
 from pyro_vae.cli.tables import kinds_for
+from pyro_vae.data.opening import memory_limit
 from pyro_vae.errors import positive_int, whole_seed
 from pyro_vae.models import ComposedPair
 from pyro_vae.objectives import Objective
 from pyro_vae.pair.hooks import StartsAtMean
+from pyro_vae.runs.budget import bounded
 from pyro_vae.runs.log import claim
 from pyro_vae.runs.specs import build
 from pyro_vae.training import fit
@@ -24,7 +27,11 @@ from pyro_vae.training import fit
 
 def train(arguments: list[str]) -> None:
     """`pyro-vae train`: from data and a spec to a scored run folder."""
-    config = train_parser().parse_args(with_inline_config(arguments))
+    with users_modules([*named(arguments), *allowed(arguments)]):
+        _train(train_parser().parse_args(with_inline_config(arguments)))
+
+
+def _train(config: Any) -> None:
     whole_seed("--seed", config.seed)
     if config.samples != 0:
         positive_int("--samples", config.samples)
@@ -80,7 +87,8 @@ def _built(config: Any, splits: data.Splits) -> tuple[Any, Any]:
     """The pair and the objective, None where none is named, that the options describe."""
     pyro.set_rng_seed(config.seed)
     spec = model_spec(config, splits)
-    pair = build(spec, allow=list(modules_named(spec)))
+    with bounded(memory_limit() // 8, "The model"):  # training takes four times the weights, and more
+        pair = build(spec, allow=list(modules_named(spec)))
     wanted = _plain(config.objective)
     return pair, wanted and build(wanted, allow=list(modules_named(wanted)), name="objective")
 
@@ -133,14 +141,18 @@ def train_parser() -> Any:
         default=None,
         help="kinds of a table's columns, as in age=real grade=ordinal; others are inferred",
     )
+    parser.add_argument(
+        "--allow", type=str, nargs="*", default=[], help="modules outside pyro_vae that --config may name"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_subclass_arguments(ComposedPair, "model", skip={"event_shape"}, instantiate=False, required=False)
     parser.set_defaults({"model": {"class_path": "pyro_vae.models.vae.VAE"}})
     parser.add_subclass_arguments(Objective, "objective", instantiate=False, required=False)
     for action in parser._actions:
-        if action.dest in ("model", "objective"):  # jsonargparse's own placeholder takes three lines of the usage
-            action.metavar = "CLASS"
+        if action.dest in ("model", "objective"):
+            action.metavar = "CLASS"  # jsonargparse's own placeholder takes three lines of the usage
+            action._enable_path = False  # a class is named, and no file of that name opened
     parser.add_function_arguments(fit, "fit", skip=set(GIVEN.split()))
     return parser
 
@@ -153,7 +165,10 @@ def _kept(config: Any, binarize: str) -> dict[str, Any]:
         kept["data"] = str(Path(config.data).resolve())
     if config.data_root:
         kept["data_root"] = str(Path(config.data_root).resolve())
-    return {**kept, "binarize": binarize, "objective": _plain(config.objective), "fit": config.fit.as_dict()}
+    fit_arguments = config.fit.as_dict()
+    if callable(schedule := fit_arguments["schedule"]):
+        fit_arguments["schedule"] = f"{schedule.__module__}.{schedule.__qualname__}"
+    return {**kept, "binarize": binarize, "objective": _plain(config.objective), "fit": fit_arguments}
 
 
 def _plain(part: Any) -> dict[str, Any] | None:
@@ -163,7 +178,7 @@ def _plain(part: Any) -> dict[str, Any] | None:
 
 def _default_folder(source: str, resume: bool) -> str:
     """The next free folder under runs/, or the last one that is there, to go on with."""
-    stem = re.sub(r"\W+", "-", Path(source).stem).strip("-") or "run"
+    stem = re.sub(r"\W+", "-", Path(source).stem).strip("-")[:80] or "run"
     number = 1
     while Path(f"runs/{stem}-{number}").exists():
         number += 1

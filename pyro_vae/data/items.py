@@ -60,7 +60,7 @@ def as_item(item: Any, keep: int | None) -> tuple[Batch, int | None]:
 def as_tensor(value: Any) -> Tensor:
     """A tensor from a tensor, a picture (uint8, channels first), a NumPy array or a number."""
     if isinstance(value, Tensor):
-        return value
+        return check_held("the data", value)
     if hasattr(value, "getbands"):  # a PIL image; PIL need not be imported to know
         return pixels_of(value)
     if not hasattr(value, "__array__") and not isinstance(value, numbers.Real):
@@ -75,6 +75,29 @@ def as_tensor(value: Any) -> Tensor:
     wide = array.dtype.kind == "u" and array.itemsize > 1  # torch hardly computes with these
     dtype = np.int64 if wide else array.dtype.newbyteorder("=")
     return torch.from_numpy(np.require(array, dtype, ["C", "W"]))
+
+
+def check_held(name: str, value: Tensor) -> Tensor:
+    """`value`, after a look that it is a plain tensor of numbers that are there.
+
+    Args:
+        name: for messages.
+        value: a tensor.
+
+    Raises:
+        InputError: if it is sparse, quantized, on the meta device, or has a graph behind it.
+    """
+    if value.layout is not torch.strided or value.is_quantized:
+        raise InputError(
+            f"{name} is a {value.layout} tensor; wanted: a dense one, as .to_dense() makes it.".replace("torch.", "", 1)
+        )
+    if value.device.type == "meta":
+        raise InputError(f"{name} lies on the meta device, where there are no numbers; wanted: a tensor with data.")
+    if value.requires_grad:
+        raise InputError(
+            f"{name} requires grad, or has a graph behind it; wanted: data alone, as .detach() gives them."
+        )
+    return value
 
 
 def levels_of(x: Tensor) -> float:

@@ -19,6 +19,7 @@ from torch.utils.data import (
 )
 
 from pyro_vae.data.items import as_tensor
+from pyro_vae.data.opening import given_path, path_said, regular_file
 from pyro_vae.data.pictures import prepared, read_folder, sized
 from pyro_vae.data.readers import READERS, read_file
 from pyro_vae.data.reading import as_labels, from_dataset, from_tensors
@@ -160,8 +161,11 @@ def load(
     """
     one_of("binarize", binarize, BINARIZATIONS)
     one_of("pixels", pixels, ("unit", "integer"))
-    size = None if size is None else positive_int("size", size)
-    parts = _parts(str(source), root, size, download, kinds, label)
+    if size is not None and positive_int("size", size) > 2**15:
+        raise InputError(f"size={size} must be the side of pictures, at most {2**15:,}.")
+    if root is not None:
+        given_path("root", root)
+    parts = _parts(str(given_path("source", source)), root, size, download, kinds, label)
     if len({part.event_shape for part in parts.values()}) > 1:
         shapes = ", ".join(f"{name} {tuple(part.event_shape)}" for name, part in parts.items())
         raise InputError(f"The parts of {source} differ in shape: {shapes}.")
@@ -178,19 +182,20 @@ def _parts(
 ) -> dict[str, Examples | Stream]:
     """Those parts that the source has, "train" always among them."""
     known = name.lower().replace("-", "_")
-    path = Path(name).expanduser()
+    path = given_path("source", name)
+    path = path.expanduser() if name.startswith("~/") else path
     if known == "digits":
         return _digits(size)
     if known in _TORCHVISION:
         return _torchvision(known, *_TORCHVISION[known], root, size, download)
-    if path.is_dir():
+    if os.path.isdir(path):
         return read_folder(path, size)
-    if path.is_file() and is_table_file(path):
-        return {"train": sized(table_or_array(path, kinds, label), size)}
-    if path.is_file():
+    if os.path.exists(path) and is_table_file(path):
+        return {"train": sized(table_or_array(regular_file(path), kinds, label), size)}
+    if os.path.exists(path):
         return {part: sized(examples, size) for part, examples in read_file(path).items()}
-    if path.suffix.lower() in READERS or is_table_file(path) or len(path.parts) > 1:
-        raise InputError(f"There is no file or folder {path}.")
+    if path.suffix.lower() in READERS or is_table_file(path) or len(path.parts) > 1 or len(name) > 100:
+        raise InputError(f"There is no file or folder {path_said(path)}.")
     if found := _other_torchvision(known):
         return _torchvision(known, *found, root, size, download)
     raise InputError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from torch.utils.data import (
 )
 
 from pyro_vae.data.items import MODES, pixels_of
+from pyro_vae.data.opening import path_said, regular_file
 from pyro_vae.data.readers import PARTS
 from pyro_vae.data.reading import from_dataset, in_threads
 from pyro_vae.data.resident import Examples, slices
 from pyro_vae.data.streams import Stream
 from pyro_vae.errors import InputError, first_sentence
 
+#: Files below a folder of pictures that are none, before it is taken for something else.
+MOST_OTHERS = 10_000
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 
 
@@ -78,26 +82,53 @@ class _Pictures(Dataset[Any]):
         from PIL import Image
 
         try:
-            with Image.open(file) as image:
+            with Image.open(regular_file(file, 2**30)) as image:
                 return use(image)
-        except (OSError, ValueError, SyntaxError) as error:  # PIL raises all three on a broken file
-            raise InputError(f"{file} can't be read as a picture: {first_sentence(error)}.") from error
+        except InputError:
+            raise
+        except Exception as error:  # PIL raises a dozen kinds on broken files and on pictures that are too large
+            raise InputError(f"{path_said(file)} can't be read as a picture: {first_sentence(error)}.") from error
 
 
 def read_folder(path: Path, size: int | None) -> dict[str, Any]:
     """A folder of pictures, in train/, test/ ... if those are its subfolders."""
-    inside = [child for child in sorted(path.iterdir()) if not child.name.startswith(".")]
+    try:
+        inside = [child for child in sorted(path.iterdir()) if not child.name.startswith(".")]
+    except OSError as error:
+        raise InputError(f"The folder {path_said(path)} can't be read: {error.strerror}.") from error
     named = {PARTS[child.name.lower()]: child for child in inside if child.is_dir() and child.name.lower() in PARTS}
     if len(named) == len(inside) and "train" in named:
         return {part: _pictures(child, size) for part, child in named.items()}
     return {"train": _pictures(path, size)}
 
 
+def _walked(path: Path) -> Iterator[Path]:
+    """The pictures below a folder, relative to it; what is hidden is left out.
+
+    Raises:
+        InputError: if `MOST_OTHERS` other files were met, and fewer pictures: this is no folder of pictures.
+    """
+    pictures = others = 0
+    for folder, inside, names in os.walk(path):
+        inside[:] = [name for name in inside if not name.startswith(".")]
+        for name in names:
+            file = Path(folder, name)
+            if file.suffix.lower() in _PICTURES and not name.startswith("."):
+                pictures += 1
+                yield file.relative_to(path)
+            else:
+                others += 1
+        if others > MOST_OTHERS and others > pictures:
+            raise InputError(
+                f"The folder {path_said(path)} holds {pictures:,} pictures among the first {pictures + others:,} files that "
+                "were found below it; name the folder that holds the pictures."
+            )
+
+
 def _pictures(path: Path, size: int | None) -> Examples | Stream:
-    files = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.suffix.lower() in _PICTURES]
-    files = [file for file in files if not any(part.startswith(".") for part in file.parts)]
+    files = sorted(_walked(path))
     if not files:
-        raise InputError(f"The folder {path} holds no pictures ({', '.join(sorted(_PICTURES))}).")
+        raise InputError(f"The folder {path_said(path)} holds no pictures ({', '.join(sorted(_PICTURES))}).")
     classes = sorted({file.parts[0] for file in files})
     in_classes = all(len(file.parts) > 1 for file in files)
     labels = [classes.index(file.parts[0]) for file in files] if in_classes else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.data.items import as_tensor
+from pyro_vae.data.items import as_tensor, check_held
+from pyro_vae.data.opening import check_unpacked, path_said, regular_file
 from pyro_vae.data.reading import from_tensors
 from pyro_vae.data.resident import Examples
 from pyro_vae.data.table_files import PARQUET, TEXT
@@ -36,13 +38,13 @@ def read_file(path: Path) -> dict[str, Examples]:
     suffix = path.suffix.lower()
     if suffix not in READERS:
         known = ", ".join([*READERS, *TEXT, *PARQUET])
-        raise InputError(f"{path} is no kind of file known here; wanted: {known}, or a folder of pictures.")
+        raise InputError(f"{path_said(path)} is no kind of file known here; wanted: {known}, or a folder of pictures.")
     try:
-        named = READERS[suffix](path)
+        named = READERS[suffix](regular_file(path))
     except InputError:
         raise
     except Exception as error:  # each reader has exceptions of its own
-        raise InputError(f"{path} can't be read as {suffix}: {first_sentence(error)}.") from error
+        raise InputError(f"{path_said(path)} can't be read as {suffix}: {first_sentence(error)}.") from error
     parts: dict[str, dict[str, Any]] = {}
     for name, (part, kind) in _roles(named, path).items():
         if kind in parts.setdefault(part, {}):
@@ -92,19 +94,28 @@ def _role(name: str) -> tuple[str, str] | None:
 def _read_numpy(path: Path) -> dict[str, Any]:
     import numpy as np
 
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return {"x": loaded}
-    with loaded:
+    if not zipfile.is_zipfile(path):
+        # Mapped, so that a header that claims more than the file holds is refused before memory is taken.
+        return {"x": np.array(np.load(path, mmap_mode="r", allow_pickle=False))}
+    with zipfile.ZipFile(path) as archive:
+        check_unpacked(path, sum(entry.file_size for entry in archive.infolist()))
+    with np.load(path, allow_pickle=False) as loaded:
         return dict(loaded)
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            check_unpacked(path, sum(entry.file_size for entry in archive.infolist()))
     loaded = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(loaded, (tuple, list)) and len(loaded) <= 2:
         loaded = dict(zip("xy", loaded, strict=False))
     named = loaded if isinstance(loaded, dict) else {"x": loaded}
-    return {str(name): value for name, value in named.items() if isinstance(value, Tensor)}
+    named = {str(name): value for name, value in named.items() if isinstance(value, Tensor)}
+    for name, value in named.items():
+        check_held(name, value)
+        check_unpacked(path, value.numel() * value.element_size())
+    return named
 
 
 READERS: dict[str, Callable[[Path], dict[str, Any]]] = {

@@ -57,6 +57,11 @@ class Examples:
     ):
         if not isinstance(x, Tensor) or x.is_complex():
             raise InputError(f"x must be a tensor (N, *event_shape) of real numbers, not {kind_of(x)}.")
+        if x.layout is not torch.strided or x.device.type == "meta" or x.requires_grad:
+            raise InputError(
+                f"x is a {x.layout} tensor on {x.device}{' that requires grad' if x.requires_grad else ''}; wanted: a dense "
+                "tensor of data alone, as .to_dense() and .detach() give it."
+            )
         if x.dim() == 0 or x.numel() == 0:
             raise InputError(f"x has shape {tuple(x.shape)}: there are no data in it.")
         for name, other in [("y", y), *((f"extras[{i}]", extra) for i, extra in enumerate(extras))]:

@@ -81,6 +81,11 @@ class Stream:
             raise InputError(f"The DataLoader over {kind_of(source.dataset)} yields no data.")
         self._binarise(binarize, seed)
 
+    @property
+    def takes_order(self) -> bool:
+        """Whether `batches` follows the order that it is given; a DataLoader has its own."""
+        return self._items is not None
+
     def __len__(self) -> int:
         if self._items is not None:
             return len(self._items)
@@ -137,6 +142,8 @@ class Stream:
                 sampler=order.tolist(),
                 num_workers=self.num_workers,
                 collate_fn=_stacked,
+                # Of its own, so that a pass leaves torch's random state as it is, as `Examples` do.
+                generator=torch.Generator().manual_seed(hash(tuple(order[:8].tolist())) % 2**63),
                 pin_memory=self.device.type == "cuda",
             )
             for batch, index in zip(loader, order.split(batch_size), strict=True):

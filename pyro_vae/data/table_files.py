@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.data.opening import check_unpacked, memory_limit, regular_file
 from pyro_vae.errors import InputError, first_sentence
 
 TEXT = (".csv", ".tsv", ".txt", ".tab")
@@ -37,8 +38,7 @@ def read_frame(path: Path, missing: tuple[Any, ...] = ()) -> Any:
     Raises:
         InputError: in one sentence that names the file, and the line and column where one is at fault.
     """
-    if not path.is_file():
-        raise InputError(f"There is no file {path}.")
+    regular_file(path)
     if path.suffix.lower() in PARQUET:
         return _read_parquet(path)
     return parsed(_text_of(path), path.name, missing)
@@ -117,11 +117,17 @@ def _unpacked(path: Path) -> bytes:
                 inner = archive.namelist()
                 if len(inner) != 1:
                     raise InputError(f"{path.name} holds {len(inner)} files; wanted: one table.")
+                check_unpacked(path, archive.getinfo(inner[0]).file_size)
                 return archive.read(inner[0])
         if suffix == ".zst":
             raise InputError(f"{path.name} is packed with zstd, which is not read; unpack it, or use gzip.")
-        unpack = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}.get(suffix)
-        return unpack(raw) if unpack else raw
+        opened: dict[str, Any] = {".gz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
+        if suffix not in opened:
+            return raw
+        with opened[suffix](path) as packed:
+            content: bytes = packed.read(memory_limit() + 1)
+        check_unpacked(path, len(content))
+        return content
     except (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile) as error:
         raise InputError(f"{path.name} can't be read: {first_sentence(error)}.") from error
 

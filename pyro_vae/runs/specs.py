@@ -6,8 +6,10 @@ A spec names classes and their arguments in jsonargparse's form, `class_path` an
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,13 +17,21 @@ from typing import Any
 from torch import nn
 
 from pyro_vae.component import Component
-from pyro_vae.errors import InputError
+from pyro_vae.data.opening import path_said
+from pyro_vae.errors import InputError, first_sentence
+from pyro_vae.guides import Guide
+from pyro_vae.likelihoods import Likelihood
 from pyro_vae.models.base import ComposedPair
-from pyro_vae.networks import Wrapped
+from pyro_vae.networks import Network, Wrapped
 from pyro_vae.objectives.base import Objective
+from pyro_vae.priors import Prior
 
 # Stands for an argument that can't be written down, such as a module made of layers by hand.
 GIVEN = "given in Python"
+# What others are made of: no use by itself.
+_BASES = (ComposedPair, Component, Guide, Likelihood, Network, Objective, Prior)
+# Where the classes lie that a config may name.
+_ROOMS = ("distributions", "guides", "likelihoods", "models", "networks", "objectives", "priors")
 
 
 def spec(thing: Any) -> Any:
@@ -75,7 +85,8 @@ def build(spec: Any, *, allow: Sequence[str] = (), given: Mapping[str, Any] | No
         name: the argument that is being built, for messages.
 
     Raises:
-        InputError: if a class lies outside the package and `allow`, does not exist, or takes other arguments.
+        InputError: if a class lies outside the package and `allow`, does not exist, takes other arguments, or can't be
+            made with these.
     """
     if isinstance(spec, list):
         return [build(part, allow=allow, given=given, name=name) for part in spec]
@@ -83,6 +94,8 @@ def build(spec: Any, *, allow: Sequence[str] = (), given: Mapping[str, Any] | No
         return spec
     given = given or {}
     arguments = spec.get("init_args") or {}
+    if not isinstance(arguments, Mapping) and arguments != GIVEN:
+        raise InputError(f"{name}: init_args must hold arguments by name, but is a {type(arguments).__name__}.")
     if arguments == GIVEN:
         raise InputError(
             f"{name} is a {spec['class_path']} that was {GIVEN}; make it again and pass it: load(path, {name}=...)."
@@ -96,26 +109,63 @@ def build(spec: Any, *, allow: Sequence[str] = (), given: Mapping[str, Any] | No
         key: given[key] if key in given else build(value, allow=allow, given=given, name=key)
         for key, value in arguments.items()
     }
-    return cls(**parts)
+    try:
+        return cls(**parts)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{name}: {cls.__name__} can't be made with these arguments: {first_sentence(error)}."
+        ) from error
 
 
 def named_class(path: Any, allow: Sequence[str], name: str) -> type:
-    """The class at a dotted path, from this package or from a module that the caller allows."""
+    """The class at a dotted path, from this package or from a module that the caller allows.
+
+    Of this package only pairs, components and objectives can be named, and only their modules are imported.
+    """
     module_name, _, class_name = str(path).rpartition(".")
     own = module_name.split(".")[0] == __name__.split(".")[0]
     trusted = any(module_name == allowed or module_name.startswith(f"{allowed}.") for allowed in allow)
     if not own and not trusted:
         raise InputError(
-            f"{name}: the config names {path}, which is outside pyro_vae. If you trust that code, allow its module by "
-            f"name: load(path, allow=[{module_name!r}])."
+            f"{name}: the config names {path_said(str(path))}, which is outside pyro_vae. If you trust that code, allow its "
+            f"module by name: load(path, allow=[{module_name!r}])."
         )
+    if own and not (module_name := _own_module(module_name)):
+        raise InputError(f"{name}: {path_said(str(path))} is neither a pair, nor a component, nor an objective.")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
-        raise InputError(f"{name}: the config names {path}, which can't be imported: {error}.") from error
-    if not isinstance(cls, type) or not issubclass(cls, (ComposedPair, nn.Module, Objective)):
-        raise InputError(f"{name}: {path} is neither a pair, nor a component, nor an objective.")
+        raise InputError(
+            f"{name}: the config names {path_said(str(path))}, which can't be imported: {error}."
+        ) from error
+    known = isinstance(cls, type) and issubclass(cls, (ComposedPair, nn.Module, Objective)) and cls not in _BASES
+    if not known or (own and cls.__module__.split(".")[0] != __name__.split(".")[0]):
+        raise InputError(f"{name}: {path_said(str(path))} is neither a pair, nor a component, nor an objective.")
     return cls
+
+
+def _own_module(name: str) -> str:
+    """The present name of a module of this package that defines components, pairs or objectives; "" for others."""
+    import pyro_vae
+
+    room = name.partition(".")[2]
+    room = pyro_vae._FORMER.get(room, room)
+    return f"pyro_vae.{room}".rstrip(".") if room in _own_modules() else ""
+
+
+@functools.cache
+def _own_modules() -> frozenset[str]:
+    """Those modules, found in their folders without importing them."""
+    import pyro_vae
+
+    found = {""}  # the package itself, from which VAE and others can be imported
+    for place in pyro_vae.__path__:
+        for room in _ROOMS:
+            inside = pkgutil.iter_modules([f"{place}/{room}"])
+            found |= {room, *(f"{room}.{module.name}" for module in inside)}
+    return frozenset(found)
 
 
 def pair_spec(pair: Any) -> Any:

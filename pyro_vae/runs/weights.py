@@ -41,7 +41,7 @@ def load_state(pair: ModelAndGuide, tensors: Mapping[str, torch.Tensor]) -> None
             mine = [name for name in rest if name.startswith(prefix) and not name.startswith("pyro.param.")]
             module.load_state_dict({name.removeprefix(prefix): rest.pop(name) for name in mine})
     except RuntimeError as error:
-        raise InputError(f"The weights do not fit the model: {error}") from error
+        raise InputError(f"The weights do not fit the model: {' '.join(str(error).split())[:300]}") from error
     store: Any = pyro.get_param_store()
     for name, tensor in rest.items():
         short = name.removeprefix("pyro.param.")

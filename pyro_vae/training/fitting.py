@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +13,20 @@ import torch
 from pyro.infer import ELBO, Trace_ELBO
 
 from pyro_vae import data
-from pyro_vae.data.files import read_tensors
 from pyro_vae.engine.lower.products import float32_products
 from pyro_vae.engine.machine import memory_kept
 from pyro_vae.engine.replay import COMPILE, Compile
-from pyro_vae.errors import InputError, one_of
+from pyro_vae.errors import InputError, kind_of, one_of
 from pyro_vae.inference.rows import rows_for
 from pyro_vae.pair import ModelAndGuide, PairLike, as_pair, kept_random_state
 from pyro_vae.pair.hooks import HasDefaultObjective, offers
+from pyro_vae.runs.lock import locked
 from pyro_vae.runs.log import CHECKPOINT, RunLog, claim
-from pyro_vae.training.checkpoint import restore
+from pyro_vae.runs.saving import check_writable
+from pyro_vae.training.checkpoint import read_checkpoint, restore
+from pyro_vae.training.faults import explained
 from pyro_vae.training.loop import Trainer
+from pyro_vae.training.place import Intervals
 from pyro_vae.training.settings import Schedule, Settings
 
 
@@ -75,6 +79,9 @@ def fit(
     progress: bool = True,
     out: str | Path | None = None,
     resume: bool = False,
+    checkpoint_steps: int | None = None,
+    checkpoint_minutes: float | None = 10.0,
+    keep_checkpoints: int = 1,
     config: Mapping[str, Any] | None = None,
 ) -> FitResult:
     """Trains a pair by stochastic variational inference (Kingma & Welling 2014, algorithm 1).
@@ -111,35 +118,46 @@ def fit(
         progress: show a bar with loss and speed.
         out: run folder for config.yaml, model.safetensors, metrics.csv, figures and the checkpoint.
         resume: go on from the checkpoint in `out`; the result is the same as if the run had not been interrupted.
+        checkpoint_steps: writes a checkpoint after so many steps of an epoch too, not only after each epoch.
+        checkpoint_minutes: writes one after so many minutes too; None writes none.
+        keep_checkpoints: how many of the last checkpoints stay, those beyond one under names with epoch and step.
         config: further entries for the run folder's config.yaml, such as where the data came from.
 
     Raises:
-        InputError: on bad arguments or data, before the first step.
+        InputError: on bad arguments or data, before the first step; `runs.InUse` if another process trains in `out`.
         TrainingDiverged: at the step whose loss or gradient is not finite; `out` then holds the last good weights.
+        KeyboardInterrupt, Terminated: on SIGINT and SIGTERM; with `out`, after a checkpoint.
+        Fault: out of memory, or a data worker was killed; CannotWrite: `out` can't be written, as on a full disk.
     """
     one_of("compile", compile, COMPILE)
     one_of("precision", precision, ["float32", "tf32", "bf16"])
     if precision == "bf16" and compile == "eager":
         raise InputError("precision='bf16' needs captured steps; take compile='auto', 'graph' or 'inductor'.")
     settings = Settings(epochs, batch_size, lr, schedule, warmup, clip, patience, seed, ema, skip_gradient_above)
+    intervals = Intervals(checkpoint_steps, checkpoint_minutes, keep_checkpoints)
+    objective = _checked_objective(objective)
     if resume and out is None:
         raise InputError("resume=True needs out=, the run folder with the checkpoint.")
+    if config is not None:
+        check_writable(config)
     folder = claim(out, resume)
     pair = as_pair(pair)
     training, validation = _sets(rows_for(pair, x), rows_for(pair, validation))
-    objective = objective or _objective_of(pair)
-    trainer = Trainer(pair, settings, objective, device, compile, precision)
-    with kept_random_state(trainer.device):
-        trainer.prepare(training, validation, optimizer, binarize)
-    with kept_random_state(trainer.device, trainer.rank_seed()) if seed is not None else contextlib.nullcontext():
-        log = RunLog(folder if trainer.is_main else None, trainer.pair)
-        if resume and folder is not None and (folder / CHECKPOINT).exists():
-            restore(trainer, read_tensors(folder / CHECKPOINT))
-        else:
-            log.start(config)
-        with float32_products(precision), memory_kept():
-            trainer.run(log, progress and trainer.is_main)
-    log.finish(trainer.history, trainer.examples if trainer.validation is None else trainer.validation)
+    trainer = Trainer(pair, settings, objective or _objective_of(pair), device, compile, precision, intervals)
+    written = folder if trainer.is_main else None
+    with _one_at_a_time, locked(written):
+        claim(written, resume)  # again, now that nobody else can write it
+        with kept_random_state(trainer.device):
+            _prepared(trainer, training, validation, optimizer, binarize)
+        with kept_random_state(trainer.device, trainer.rank_seed()) if seed is not None else contextlib.nullcontext():
+            log = RunLog(written, trainer.pair, keep_checkpoints, config)
+            if resume and folder is not None and (folder / CHECKPOINT).exists():
+                restore(trainer, read_checkpoint(folder / CHECKPOINT))
+            else:
+                log.start()
+            with float32_products(precision), memory_kept():
+                trainer.run(log, progress and trainer.is_main)
+        log.finish(trainer.history, trainer.examples if trainer.validation is None else trainer.validation)
     return FitResult(
         trainer.pair,
         trainer.history,
@@ -149,6 +167,31 @@ def fit(
         str(trainer.device),
         trainer.step.how,
     )
+
+
+# Pyro's handlers, its parameter store and torch's random state belong to the process, so runs in threads take turns.
+_one_at_a_time = threading.RLock()
+
+
+def _prepared(trainer: Trainer, training: Any, validation: Any, optimizer: Any, binarize: Any) -> None:
+    """What comes before the first step; lack of memory is told in a sentence."""
+    try:
+        trainer.prepare(training, validation, optimizer, binarize)
+    except (RuntimeError, MemoryError) as error:
+        if (fault := explained(error, 1, 0, trainer.settings.batch_size, trainer.device)) is None:
+            raise
+        raise fault from error
+
+
+def _checked_objective(objective: Any) -> Any:
+    if objective is None or (
+        not isinstance(objective, type)
+        and (hasattr(objective, "differentiable_loss") or hasattr(objective, "loss_and_grads"))
+    ):
+        return objective
+    if isinstance(objective, type):
+        raise InputError(f"objective={objective.__name__} is a class; pass one made from it: {objective.__name__}().")
+    raise InputError(f"objective is {kind_of(objective)}; wanted: an ELBO, such as objectives.ELBO().")
 
 
 def _objective_of(pair: Any) -> ELBO:

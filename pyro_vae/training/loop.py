@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,15 +22,18 @@ from pyro_vae.engine.step.whole import Tally, WholeStep, can_take
 from pyro_vae.inference import check_data, elbo_terms
 from pyro_vae.pair import Batch, ModelAndGuide, explained_support_errors, modules, remember
 from pyro_vae.pair.hooks import check_batch
-from pyro_vae.runs.log import RunLog
+from pyro_vae.runs.log import CHECKPOINT, RunLog
 from pyro_vae.runs.weights import load_state, state
 from pyro_vae.training.averaging import Average
-from pyro_vae.training.checkpoint import checkpoint
-from pyro_vae.training.nonfinite import TrainingDiverged, explain
+from pyro_vae.training.checkpoint import checkpoint, rest_of_epoch, save_inside
+from pyro_vae.training.faults import WorkerKilled, explained
+from pyro_vae.training.nonfinite import TrainingDiverged, explain, told_if_not_finite
+from pyro_vae.training.place import Intervals, Place, random_states
 from pyro_vae.training.processes import Processes
 from pyro_vae.training.progress import Progress, bar_over
 from pyro_vae.training.settings import Settings, make_optimizer
 from pyro_vae.training.setup import captured_step, followers_of, sized, trained_parameters, whole_step
+from pyro_vae.training.stopping import Signals, Stopped, noted_signals
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Trainer:
     wanted_device: str | torch.device | None
     compile: Compile = "auto"
     precision: str = "float32"
+    intervals: Intervals = field(default_factory=Intervals)
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int | None = None
     stopped_because: str = ""
@@ -54,6 +57,10 @@ class Trainer:
         self.is_main = self.processes.is_main
         self.best_weights: dict[str, torch.Tensor] | None = None
         self.skipped = self.left_out = 0  # steps, and data whose loss was not finite, of this epoch
+        self.place: Place | None = None  # inside an epoch
+        self.resumed: Place | None = None  # where the next epoch starts, if not at its beginning
+        self.tallying = False
+        self.log, self.signals = RunLog(None, self.pair), Signals()
         for module in modules(self.pair):
             module.to(self.device)
 
@@ -102,66 +109,102 @@ class Trainer:
     # --- the loop -------------------------------------------------------------------------------------------------
 
     def run(self, log: RunLog, progress: bool) -> None:
-        """Epochs until they are done, patience ends, or the user interrupts."""
-        with bar_over(self.settings.epochs, len(self.history), progress) as bar, warnings.catch_warnings():
+        """Epochs until they are done, patience ends, the user interrupts, or SIGTERM comes."""
+        self.log = log
+        saves = log.folder is not None and self.processes.count == 1
+        with (
+            bar_over(self.settings.epochs, len(self.history), progress) as bar,
+            warnings.catch_warnings(),
+            noted_signals(saves) as self.signals,
+        ):
             warnings.filterwarnings("ignore", "Encountered NaN")  # what Pyro says of it; _step says more
             for epoch in range(len(self.history) + 1, self.settings.epochs + 1):
                 if self.stopped_because == "patience":
                     break
-                try:
-                    row = self._epoch(epoch, bar)
-                except KeyboardInterrupt:
-                    self.stopped_because = "interrupted"
-                    raise
-                except TrainingDiverged:
-                    log.keep_good_weights()
-                    raise
+                row = self._guarded_epoch(epoch, bar)
                 self.history.append(row)
                 if self._out_of_patience(row):
                     self.stopped_because = "patience"
                 log.epoch(self.history, checkpoint(self))
+                self.intervals.written()
                 bar.epoch(row, self.step.how)
+                if self.signals.wanted:
+                    self.signals.obey(f"after epoch {epoch}")
         self.stopped_because = self.stopped_because or "epochs"
         if self.average is not None:
             self.average.take()
         if self.stopped_because == "patience" and self.best_weights is not None:
             load_state(self.pair, self.best_weights)
 
+    def _guarded_epoch(self, epoch: int, bar: Progress) -> dict[str, float]:
+        """An epoch; what breaks it off leaves a checkpoint where one can be written, and is told in a sentence."""
+        try:
+            return self._epoch(epoch, bar)
+        except Stopped:
+            save_inside(self, epoch)
+            self.stopped_because = "interrupted"
+            self.signals.obey(f"in epoch {epoch}, {CHECKPOINT},")
+            raise
+        except KeyboardInterrupt:
+            self.stopped_because = "interrupted"
+            raise
+        except TrainingDiverged:
+            self.log.keep_good_weights()
+            raise
+        except (RuntimeError, MemoryError, OSError, EOFError) as error:
+            at = 0 if self.place is None else self.place.step + 1
+            if (fault := explained(error, epoch, at, self.settings.batch_size, self.device)) is None:
+                raise
+            if isinstance(fault, WorkerKilled):
+                error.__traceback__ = None  # which holds the DataLoader, whose handler would raise once more, later
+            raise fault from error
+        finally:
+            self.place = None
+
     def _epoch(self, epoch: int, bar: Progress) -> dict[str, float]:
         for module in modules(self.pair):
             module.train()
         total = torch.zeros((), dtype=torch.float64, device=self.device if self.device.type != "mps" else "cpu")
-        start = time.perf_counter()
-        self.skipped = self.left_out = 0
-        captured = self.whole is not None and self.step.how.startswith("captured")
-        norm = (self._whole_epoch if captured else self._steps)(epoch, total, bar)
+        if (place := self.resumed) is None:
+            place = Place(total, random_states(self.device))
+            self.skipped = self.left_out = 0
+        self.place, self.resumed = place, None
+        self.tallying = self.whole is not None and self.step.how.startswith("captured")
+        (self._whole_epoch if self.tallying else self._steps)(epoch, place, bar)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         if self.processes.count > 1:
             self.processes.share_buffers(modules(self.pair))
-        return self._row(epoch, total, norm, time.perf_counter() - start)
+        seconds = place.elapsed()
+        with self.signals.between_steps():
+            return self._row(epoch, place.total, place.norm, seconds)
 
-    def _steps(self, epoch: int, total: torch.Tensor, bar: Progress) -> torch.Tensor | float:
-        """An epoch step by step; adds the losses to `total` and returns the last gradient's norm."""
-        norm: torch.Tensor | float = 0.0
-        seen, order = 0, self._order(epoch)
-        shares = self.processes.shares(self.examples, order, self.settings.batch_size)
-        for step, (index, batch, weight) in enumerate(shares):
+    def _steps(self, epoch: int, place: Place, bar: Progress) -> None:
+        """The rest of an epoch step by step; adds up in `place`."""
+        seen = place.step * self.settings.batch_size
+        for index, batch, weight in rest_of_epoch(self, self._order(epoch), place):
             self._progress((epoch - 1 + seen / len(self.examples)) / self.settings.epochs)
             if epoch == 1 and self.unchecked:
                 check_batch(self.pair, *batch)
-            if epoch == 1 and step == 0:  # eager, so that Pyro validates it if the user has not switched that off
+            if epoch == 1 and place.step == 0:  # eager, so that Pyro validates it if the user has not switched that off
                 loss, norm = self._step(index, batch, weight, epoch, self.gradients)
             else:
                 with pyro.validation_enabled(False):
                     loss, norm = self._step(index, batch, weight, epoch, self.step)
             if math.isfinite(loss):
-                total += loss.to(total) * len(batch[0])
+                place.total += loss.to(place.total) * len(batch[0])
             else:
                 self.left_out += len(batch[0])
             seen += len(batch[0]) * self.processes.count
+            place.step, place.norm = place.step + 1, norm
             bar.step(loss, len(batch[0]), self.step.how)
-        return norm
+            self._after_step(epoch, place)
+
+    def _after_step(self, epoch: int, place: Place) -> None:
+        """Leaves if a signal came; writes a checkpoint if one is due."""
+        self.signals.check()
+        if self.log.folder is not None and self.intervals.due(place.step):
+            save_inside(self, epoch)
 
     def _row(self, epoch: int, total: torch.Tensor, norm: torch.Tensor | float, seconds: float) -> dict[str, float]:
         """The epoch's entry in the history.
@@ -178,8 +221,7 @@ class Trainer:
                     f"{self.settings.skip_gradient_above:g} or were not finite; the last norm is {float(norm):g}."
                 )
         if self.validation is not None:
-            with self.averaged():
-                terms = elbo_terms(self.pair, self.validation, seed=self.order_seed)
+            terms = self._validated(epoch)
             row |= {"validation_elbo": terms.elbo, "validation_stderr": terms.stderr}
         rate = len(self.examples) / seconds
         lr = float(self.optimizer.param_groups[0]["lr"])
@@ -187,34 +229,49 @@ class Trainer:
             row["peak_memory"] = torch.cuda.max_memory_allocated(self.device)
         return row | {"lr": lr, "grad_norm": float(norm), "seconds": seconds, "samples_per_second": rate}
 
-    def _whole_epoch(self, epoch: int, total: torch.Tensor, bar: Progress) -> torch.Tensor:
-        """An epoch of steps that the host launches and does not wait for.
+    def _validated(self, epoch: int) -> Any:
+        """The ELBO of the validation data, under the average if one is kept."""
+        with self.averaged(), told_if_not_finite(f"Epoch {epoch}: after its last step", self.moved):
+            return elbo_terms(self.pair, self.validation, seed=self.order_seed)
+
+    def _whole_epoch(self, epoch: int, place: Place, bar: Progress) -> None:
+        """The rest of an epoch of steps that the host launches and does not wait for.
 
         Raises:
             TrainingDiverged: at its end, if a step was not finite; that and all later ones have changed nothing.
         """
         assert self.whole is not None
         self.tally.reset()
-        seen, order = 0, self._order(epoch)
+        for tensor, before in ((self.tally.loss, place.total), (self.tally.skipped, self.skipped)):
+            tensor += before
+        self.tally.left_out += self.left_out
+        begun, size = place.step, self.settings.batch_size
+        seen, order = begun * size, self._order(epoch)[begun * size :]
         there = order.to(self.device, non_blocking=True)
-        for index in there.split(self.settings.batch_size):
+        for index in there.split(size) if len(order) else ():
             self._progress((epoch - 1 + seen / len(self.examples)) / self.settings.epochs)
-            if len(index) == self.settings.batch_size:
+            if len(index) == size:
                 self.whole(index)
             else:
                 self.whole.run(index)
             seen += len(index)
+            place.step += 1
             bar.step(self.tally.loss / seen, len(index), f"{self.step.how}, CUDA graph")
-        total += self.tally.loss
-        self.skipped, self.left_out = int(self.tally.skipped), int(self.tally.left_out)
+            self._after_step(epoch, place)
+        self.read_tally(place)
         if (bad := self.tally.bad.item()) >= 0:
-            index = order.split(self.settings.batch_size)[bad]
+            index = order.split(size)[bad]
             batch = self.examples.batch(index)
             self._step(
                 index, batch, 1.0, epoch, self.step
             )  # says what is the matter, unless other noise makes it finite
-            raise TrainingDiverged(f"Epoch {epoch}: at step {bad} the loss or its gradient was not finite.")
-        return self.tally.norm
+            raise TrainingDiverged(f"Epoch {epoch}: at step {begun + bad} the loss or its gradient was not finite.")
+
+    def read_tally(self, place: Place) -> None:
+        """What the device has added up, for the history or a checkpoint."""
+        place.total.copy_(self.tally.loss)
+        place.norm = self.tally.norm
+        self.skipped, self.left_out = int(self.tally.skipped), int(self.tally.left_out)
 
     def _step(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import pyro
@@ -13,6 +15,26 @@ from pyro_vae.pair import Batch, ModelAndGuide, Site, data_plate, log_prob, samp
 
 class TrainingDiverged(ArithmeticError):
     """A loss or gradient is not finite; the weights are those before the step."""
+
+
+@contextlib.contextmanager
+def told_if_not_finite(when: str, moved: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Tells a ValueError of Pyro's validation as what it is if the parameters are not finite.
+
+    Args:
+        when: it is, for the message.
+        moved: the parameters in training.
+
+    Raises:
+        TrainingDiverged: naming a parameter.
+    """
+    try:
+        yield
+    except ValueError as error:
+        bad = next((name for name, parameter in moved.items() if not parameter.isfinite().all()), None)
+        if bad is None:
+            raise
+        raise TrainingDiverged(f"{when} the parameter {bad!r} holds values that are not finite.") from error
 
 
 def explain(pair: ModelAndGuide, index: torch.Tensor, batch: Batch, moved: dict[str, torch.Tensor]) -> str | None:

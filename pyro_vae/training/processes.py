@@ -63,6 +63,14 @@ class Processes:
             for buffer in module.buffers():
                 buffer.copy_(broadcast(buffer.detach().clone()))
 
+    def each(self, state: torch.Tensor) -> list[torch.Tensor] | None:
+        """A small tensor of each process, in order, on the CPU; None where there is one process."""
+        if self.count == 1:
+            return None
+        from accelerate.utils import gather
+
+        return list(gather(state[None].to(self.device)).cpu().unbind())
+
     def averaged(self, gradients: dict[str, torch.Tensor], weight: float) -> dict[str, torch.Tensor]:
         """The mean over the processes of their weighted gradients, in one message."""
         flat = torch.cat([gradient.flatten() for gradient in gradients.values()]) * weight

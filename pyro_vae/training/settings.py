@@ -22,6 +22,10 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 @dataclass
 class Settings:
     """The arguments of `fit` that say how to train, checked. A resumed run must have the same."""
@@ -44,13 +48,13 @@ class Settings:
         positive("lr", self.lr)
         if not callable(self.schedule):
             one_of("schedule", self.schedule, SCHEDULES)
-        if not 0 <= self.warmup < 1:
+        if not _is_number(self.warmup) or not 0 <= self.warmup < 1:
             raise InputError(f"warmup={self.warmup!r} must be a fraction of the run, from 0 to below 1.")
         if self.clip is not None:
             positive("clip", self.clip)
         if self.patience is not None:
             positive_int("patience", self.patience)
-        if self.ema is not None and not 0 < self.ema < 1:
+        if self.ema is not None and not (_is_number(self.ema) and 0 < self.ema < 1):
             raise InputError(f"ema={self.ema!r} must be the share of the average that a step keeps, between 0 and 1.")
         if self.skip_gradient_above is not None:
             positive("skip_gradient_above", self.skip_gradient_above)
