@@ -26,18 +26,22 @@ from pyro_vae.pair.reach import names_in
 ONCE = ("prints", "writes to a log", "issues a warning", "reads or writes files", "opens a file")
 
 
+Code = tuple[types.CodeType, dict[str, Any]]
+Identity = tuple[int, int]
+
+
 @dataclass
 class Executed:
     """What calls have executed.
 
     Attributes:
-        codes: code outside the libraries, with its globals.
+        codes: code outside the libraries, with its globals, both by identity: equal functions of two modules are two.
         names: all names that executed code looks up, in the libraries too.
         own_names: those looked up outside the libraries.
         any_name: whether attributes are read by names that stand nowhere in code.
     """
 
-    codes: dict[types.CodeType, dict[str, Any]] = field(default_factory=dict)
+    codes: dict[Identity, Code] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
     own_names: set[str] = field(default_factory=set)
     any_name: bool = False
@@ -48,12 +52,17 @@ class Executed:
 
     def add(self, other: Executed) -> bool:
         """Joins another call's; whether it brought anything new."""
-        size = (len(self.codes), len(self.names), len(self.own_names), self.any_name)
+        before = self._size()
         self.codes.update(other.codes)
         self.names |= other.names
         self.own_names |= other.own_names
         self.any_name |= other.any_name
-        return size != (len(self.codes), len(self.names), len(self.own_names), self.any_name)
+        return before != self._size()
+
+    def _size(self) -> tuple[int, ...]:
+        """Code that a call makes anew, such as a data class's methods, is equal to what the last one made."""
+        codes = {(code, id(namespace)) for code, namespace in self.codes.values()}
+        return len(codes), len(self.names), len(self.own_names), self.any_name
 
 
 def can_observe() -> bool:
@@ -109,14 +118,14 @@ class _Profile:
 
     def __init__(self) -> None:
         self.executed, self.reason = Executed(), None
-        self._seen: set[types.CodeType] = set()
+        self._seen: dict[Identity, Code] = {}
         self._verdicts: dict[Any, str | None] = {}
         # The garbage collector's callbacks run in the midst of the program, and are not its own.
         self._asides = {getattr(callback, "__code__", None) for callback in gc.callbacks}
 
     def __call__(self, frame: types.FrameType, event: str, arg: Any) -> None:
         if event == "call":
-            if frame.f_code not in self._seen:
+            if (id(frame.f_code), id(frame.f_globals)) not in self._seen:
                 self._call(frame)
         elif event == "c_call":
             owner = arg.__self__
@@ -145,11 +154,13 @@ class _Profile:
             self._refuse(frame, WHY.get(root, f"calls {module}.{code.co_name}, whose effects cannot be seen"))
         if self._is_aside(frame):
             return
-        self._seen.add(code)
+        key = (id(code), id(frame.f_globals))
+        self._seen[key] = (code, frame.f_globals)
         names = set(names_in(code))
         self.executed.names.update(names_in(code, texts=True))
-        if root not in LIBRARIES and (root not in sys.stdlib_module_names or module == "__main__"):
-            self.executed.codes[code] = frame.f_globals
+        python = root in sys.stdlib_module_names or root.startswith("namedtuple_")
+        if root not in LIBRARIES and (not python or module == "__main__"):
+            self.executed.codes[key] = self._seen[key]
             self.executed.own_names |= names
             self.executed.any_name |= "__dict__" in names
 

@@ -112,18 +112,19 @@ class Reach:
         for i, root in enumerate(roots):
             self._add(Kind.PART, roots, i, root, name_of(root))
         self._empty()
-        for code, namespace in self.executed.codes.items():
+        for code, namespace in self.executed.codes.values():
             self._look_at_globals(code, namespace)
         self._empty()
         if unmet := self._unmet():
             self._stack += [(f, f.__qualname__) for f in gc.get_referrers(*unmet) if is_function_of(f, unmet)]
             self._empty()
 
-    def _unmet(self) -> set[types.CodeType]:
+    def _unmet(self) -> list[types.CodeType]:
         """Executed code with a closure that is held by nothing seen so far; what a function made as it ran is left out."""
-        met = {thing.__code__ for thing in self._seen.values() if type(thing) is types.FunctionType}
-        inner = {constant for code in self.executed.codes for constant in code.co_consts if is_code(constant)}
-        return {code for code in self.executed.codes if code.co_freevars and code not in met and code not in inner}
+        met = {id(thing.__code__) for thing in self._seen.values() if type(thing) is types.FunctionType}
+        codes = [code for code, _ in self.executed.codes.values()]
+        inner = {constant for code in codes for constant in code.co_consts if is_code(constant)}
+        return [code for code in codes if code.co_freevars and id(code) not in met and code not in inner]
 
     def _empty(self) -> None:
         while self._stack:

@@ -37,6 +37,17 @@ def function_of_other_module():
 
 
 @program()
+def equal_functions_of_two_modules():
+    """Two modules hold a function of the same text, and one module's number changes."""
+    text = compile("def scale():\n    return SCALE", "scale.py", "exec")
+    one, other = own_module(SCALE=1.0), own_module(SCALE=1.0)
+    exec(text, one.__dict__)
+    exec(text, other.__dict__)
+    mine, others = one.scale, other.scale
+    return scaled(lambda: mine() * others(), lambda value: setattr(other, "SCALE", value))
+
+
+@program()
 def function_of_other_module_replaced():
     """A function of another module is replaced."""
     settings = own_module(scale=lambda: 1.0)
