@@ -48,6 +48,7 @@ _BUILTINS = {
     "input": "waits for input",
     "open": "opens a file",
     "globals": "looks names up at run time",
+    "__import__": "imports a module by its name",
     "breakpoint": "stops in a debugger",
 }
 _ANY_NAME = frozenset({"getattr", "setattr", "hasattr", "delattr", "vars", "dir"})

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from pyro.infer.autoguide import AutoGuide
 
+from pyro_vae.engine.imports import imports_in
 from pyro_vae.engine.known import LIBRARIES, root_of
 from pyro_vae.engine.observe import Executed
 from pyro_vae.engine.policy import MOST_BYTES, MOST_PLACES
@@ -220,8 +221,8 @@ class Reach:
             value = namespace.get(name, MISSING)
             if value is not MISSING or hasattr(builtins, name):
                 self._add(Kind.ENTRY, namespace, name, value, f"global {name}")
-            elif (module := sys.modules.get(name)) is not None:  # imported where it is used
-                self._add(Kind.ENTRY, sys.modules, name, module, name)
+        for name in dict.fromkeys(imports_in(code, namespace)):
+            self._add(Kind.ENTRY, sys.modules, name, sys.modules.get(name, MISSING), name)
 
     def _look_at_module(self, thing: types.ModuleType, path: str) -> None:
         if thing.__name__.startswith("numpy.random"):

@@ -83,6 +83,27 @@ def name_imported_inside():
 
 
 @program()
+def name_imported_from_sibling():
+    """`from .module import name` inside a function of a package."""
+    package, settings = types.ModuleType("zoo_package"), types.ModuleType("zoo_package.settings")
+    reader = types.ModuleType("zoo_package.reader")
+    package.__path__ = []
+    settings.SCALE, reader.__package__ = 1.0, "zoo_package"
+    sys.modules.update({module.__name__: module for module in (package, settings, reader)})
+    exec("def scale():\n    from .settings import SCALE\n    return SCALE", reader.__dict__)
+    read = reader.scale
+    return scaled(lambda: read(), lambda value: setattr(settings, "SCALE", value))
+
+
+@program("imports a module by its name")
+def module_from_builtin_import():
+    """A module that `__import__` gives inside the model."""
+    settings = own_module(SCALE=1.0)
+    name = "zoo_settings"
+    return scaled(lambda: __import__(name).SCALE, lambda value: setattr(settings, "SCALE", value))
+
+
+@program("imports a module by its name")
 def module_from_import_module():
     """A module that `importlib.import_module` gives inside the model."""
     settings = own_module(SCALE=1.0)
