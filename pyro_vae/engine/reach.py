@@ -26,6 +26,7 @@ from pyro.infer.autoguide import AutoGuide
 
 from pyro_vae.engine.imports import imports_in
 from pyro_vae.engine.known import LIBRARIES, root_of
+from pyro_vae.engine.libraries import contents_of, lookups_of, own_callables
 from pyro_vae.engine.observe import Executed
 from pyro_vae.engine.policy import MOST_BYTES, MOST_PLACES
 from pyro_vae.engine.things import (
@@ -116,9 +117,28 @@ class Reach:
         for code, namespace in self.executed.codes.values():
             self._look_at_globals(code, namespace)
         self._empty()
+        if self.executed.libraries:
+            self._look_at_libraries()
         if unmet := self._unmet():
-            self._stack += [(f, f.__qualname__) for f in gc.get_referrers(*unmet) if is_function_of(f, unmet)]
+            found = [one for one in gc.get_referrers(*unmet) if is_function_of(one, unmet)]
+            self._stack += [(one, one.__qualname__) for one in found]
             self._empty()
+
+    def _look_at_libraries(self) -> None:
+        """What libraries look up, what the programs' own code reads of their classes, and what of the user's they hold."""
+        values = (place.value for place in self.places)
+        kinds = [kind for kind in (*values, *self._seen.values()) if isinstance(kind, type)]
+        classes, lookups = lookups_of(self.executed, kinds)
+        for kind in classes:
+            namespace = vars(kind)
+            self._add(Kind.SIZE, namespace, None, len(namespace), kind.__qualname__)
+            for name in sorted(self.executed.own_names & namespace.keys() - DUNDERS):
+                if name not in lookups.keys_of(kind):
+                    self._add(Kind.OF_CLASS, namespace, name, namespace[name], f"{kind.__qualname__}.{name}")
+        for holder, read, path in contents_of(self.executed, lookups):
+            self._add(Kind.CONTENT, holder, read, read(holder), path)
+        self._stack += [(value, name_of(value)) for value in own_callables(lookups)]
+        self._empty()
 
     def _unmet(self) -> list[types.CodeType]:
         """Executed code with a closure that is held by nothing seen so far; what a function made as it ran is left out."""
