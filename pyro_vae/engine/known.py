@@ -72,6 +72,7 @@ def root_of(module: str | None) -> str:
 
 ANY = "attributes by any name"
 FILES = WHY["io"]
+SEEDING = "seeds or sets torch's random state"
 
 
 def is_setting(module: str, name: str) -> bool:
@@ -85,7 +86,7 @@ def is_setting(module: str, name: str) -> bool:
 def asks(module: str, name: str) -> tuple[str | None, bool]:
     """Why a Python function is not to be captured, if so; and whether that holds where libraries call it, too."""
     if module in SEEDS[0] and name in SEEDS[1]:
-        return "seeds or sets torch's random state", True
+        return SEEDING, True
     if module.startswith("torch.utils.data"):
         return "iterates over a data loader", True
     of_files = module in ("torch.serialization", "torch.jit._serialization") and name in _FILES_OF_TORCH

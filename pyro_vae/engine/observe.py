@@ -26,7 +26,7 @@ from pyro_vae.engine.known import (
     LIBRARIES,
     PURE,
     READ_ANY_NAME,
-    SEEDS,
+    SEEDING,
     WHY,
     asks,
     opens,
@@ -174,7 +174,7 @@ class _Profile:
         root = root_of(module)
         why, whoever = asks(module, code.co_name)
         if why is not None:
-            allowed = self._is_ours(frame) if module in SEEDS[0] else not whoever and self._is_library(frame.f_back)
+            allowed = self._is_ours(frame) if why is SEEDING else not whoever and self._is_library(frame.f_back)
             if not allowed:
                 self._refuse(frame, why)
         elif root in sys.stdlib_module_names and root not in PURE and module != "__main__":
