@@ -26,7 +26,7 @@ from pyro.infer.autoguide import AutoGuide
 
 from pyro_vae.engine.imports import imports_in
 from pyro_vae.engine.known import LIBRARIES, root_of
-from pyro_vae.engine.libraries import contents_of, lookups_of, own_callables
+from pyro_vae.engine.libraries import contents_of, hidden_methods, lookups_of, own_callables
 from pyro_vae.engine.observe import Executed
 from pyro_vae.engine.policy import MOST_BYTES, MOST_PLACES
 from pyro_vae.engine.things import (
@@ -126,6 +126,8 @@ class Reach:
 
     def _look_at_libraries(self) -> None:
         """What libraries look up, what the programs' own code reads of their classes, and what of the user's they hold."""
+        for name in hidden_methods():
+            raise Unseen(f"torch.Tensor.{name} is not torch's own")
         values = (place.value for place in self.places)
         kinds = [kind for kind in (*values, *self._seen.values()) if isinstance(kind, type)]
         classes, lookups = lookups_of(self.executed, kinds)

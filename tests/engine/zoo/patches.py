@@ -42,6 +42,12 @@ def method_of_library_overridden():
     return patched(dist.Normal, "log_prob", new)
 
 
+@program("torch.Tensor.log is not torch's own")
+def method_of_tensors_hidden():
+    """A method of `torch.Tensor` that is compiled is hidden by a function."""
+    return patched(torch.Tensor, "log", lambda old, factor: lambda self: old(self) * factor)
+
+
 @program()
 def initializer_of_library_replaced():
     """`__init__` of torch's normal distribution is replaced."""
