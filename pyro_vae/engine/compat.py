@@ -58,9 +58,16 @@ def _pyro_settings() -> list[tuple[Callable[[Any], Any], Any]]:
 
 
 def _torch_settings() -> tuple[Any, ...]:
-    module = torch.nn.modules.module
-    hooks = (module._global_forward_hooks, module._global_forward_pre_hooks, module._global_backward_hooks)
-    return (*map(tuple, hooks), function_modes(), str(torch.get_default_device()))
+    types = map(torch.get_autocast_dtype, ("cpu", "cuda"))
+    cached = torch.is_autocast_cache_enabled()
+    return (*map(tuple, global_hooks()), function_modes(), str(torch.get_default_device()), *types, cached)
+
+
+@functools.cache
+def global_hooks() -> list[dict[int, Any]]:
+    """torch's hooks of all modules: when these are called, and when they are given children, buffers and parameters."""
+    held = vars(torch.nn.modules.module)
+    return [value for name, value in held.items() if name.startswith("_global_") and isinstance(value, dict)]
 
 
 def function_modes() -> int:
@@ -142,6 +149,38 @@ def has_fused_adam() -> bool:
 def fused_adam(decoupled: bool) -> Callable[..., None]:
     """torch's kernel of AdamW, or of Adam."""
     return torch._fused_adamw_ if decoupled else torch._fused_adam_
+
+
+def moving_code() -> list[Any]:
+    """All functions that an optimizer of Pyro's calls when it takes Adam's or AdamW's step, as they are now."""
+    adam, optim = importlib.import_module("torch.optim.adam"), pyro.optim.PyroOptim
+    classes = (torch.optim.Adam, torch.optim.AdamW)
+    return [
+        *(getattr(one, name) for one in classes for name in ("step", "_init_group")),
+        *(getattr(adam, name) for name in ("adam", "_single_tensor_adam", "_multi_tensor_adam", "_fused_adam")),
+        optim.__call__,
+    ]
+
+
+def _chain(function: Any) -> list[Any]:
+    """A function and what it wraps, the innermost last."""
+    chain = [function]
+    while (function := getattr(function, "__wrapped__", None)) is not None:
+        chain.append(function)
+    return chain
+
+
+_moving_code: Any = _probe(lambda: [_chain(function)[-1].__code__ for function in moving_code()])
+
+
+def moves_as_known() -> bool:
+    """Whether Adam's and AdamW's steps are torch's, and nobody has put others in their place or around them."""
+    if _moving_code is None:
+        return False
+    chains = list(map(_chain, moving_code()))
+    homes = [getattr(function, "__globals__", {}).get("__name__", "") for chain in chains for function in chain]
+    known = all(home.partition(".")[0] in ("torch", "pyro") for home in homes)
+    return known and all(chain[-1].__code__ is code for chain, code in zip(chains, _moving_code, strict=True))
 
 
 def _hooks_of_all_optimizers() -> tuple[dict[int, Any], ...]:

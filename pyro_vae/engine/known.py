@@ -48,9 +48,17 @@ _BUILTINS = {
     "input": "waits for input",
     "open": "opens a file",
     "globals": "looks names up at run time",
+    "__import__": "imports a module by its name",
     "breakpoint": "stops in a debugger",
 }
 _ANY_NAME = frozenset({"getattr", "setattr", "hasattr", "delattr", "vars", "dir"})
+#: Compiled functions that open, read or write files, in libraries too.
+_FILES = words("open fromfile tofile dump from_file _write_file _new_with_file _set_from_file")
+#: Modules of the standard library that only ask or change the world outside, so that libraries call them for programs alone.
+_WORLD = words("subprocess socket ssl urllib.request http.client ftplib smtplib tempfile shutil sqlite3 dbm")
+_FILES_OF_TORCH = words("save load _open_file_like _open_zipfile_reader _open_zipfile_writer")
+#: Attributes by which code looks at what called it.
+FRAMES = words("f_locals f_globals f_back f_lineno f_builtins tb_frame gi_frame cr_frame ag_frame")
 SEEDS = (
     frozenset(("torch.random", "torch.cuda.random", "torch.mps", "pyro.util")),
     frozenset({"manual_seed", "manual_seed_all", "seed", "seed_all", "set_rng_state", "set_rng_seed", "fork_rng"}),
@@ -63,6 +71,8 @@ def root_of(module: str | None) -> str:
 
 
 ANY = "attributes by any name"
+FILES = WHY["io"]
+SEEDING = "seeds or sets torch's random state"
 
 
 def is_setting(module: str, name: str) -> bool:
@@ -71,6 +81,31 @@ def is_setting(module: str, name: str) -> bool:
         return True
     places = ("torch", "torch._C", "torch.random", "torch.cuda", "torch.cuda.memory", "torch.cuda.random")
     return module in places and name.removeprefix("_").startswith(_SETTINGS) and name != "get_default_dtype"
+
+
+def asks(module: str, name: str) -> tuple[str | None, bool]:
+    """Why a Python function is not to be captured, if so; and whether that holds where libraries call it, too."""
+    if module in SEEDS[0] and name in SEEDS[1]:
+        return SEEDING, True
+    if module.startswith("torch.utils.data"):
+        return "iterates over a data loader", True
+    of_files = module in ("torch.serialization", "torch.jit._serialization") and name in _FILES_OF_TORCH
+    if of_files or module.startswith(("torch.hub", "torch.package")):
+        return FILES, True
+    if (root := root_of(module)) in _WORLD or module in _WORLD:
+        return WHY.get(root, f"calls {module}.{name}, whose effects cannot be seen"), True
+    if is_setting(module, name):
+        return f"asks for torch's or Pyro's {name}", False
+    if root == "importlib" and name in ("import_module", "reload"):
+        return "imports a module by its name", False
+    if root == "inspect" and name in ("stack", "trace", "getouterframes", "getinnerframes"):
+        return "looks at the frames around it", False
+    return None, False
+
+
+def opens(why: str, name: str) -> bool:
+    """Whether a compiled function is to be refused where a library calls it for the program."""
+    return why in (FILES, _BUILTINS["open"]) and name in _FILES
 
 
 def verdict(owner: Any, name: str) -> str | None:
@@ -85,6 +120,12 @@ def verdict(owner: Any, name: str) -> str | None:
             return None
     if module == "builtins" and isinstance(owner, types.ModuleType):
         return ANY if name in _ANY_NAME else _BUILTINS.get(name)
+    if module == "_weakref" and name.startswith("getweakref"):
+        return "counts weak references"
+    if module == "_pickle":
+        return FILES if name in ("dump", "load") else ANY
+    if root_of(module) in LIBRARIES and name in _FILES:
+        return FILES
     if module.startswith("numpy.random"):
         return "draws random numbers other than torch's"
     root = root_of(module)

@@ -24,7 +24,9 @@ import numpy as np
 import torch
 from pyro.infer.autoguide import AutoGuide
 
+from pyro_vae.engine.imports import imports_in
 from pyro_vae.engine.known import LIBRARIES, root_of
+from pyro_vae.engine.libraries import contents_of, hidden_methods, lookups_of, own_callables
 from pyro_vae.engine.observe import Executed
 from pyro_vae.engine.policy import MOST_BYTES, MOST_PLACES
 from pyro_vae.engine.things import (
@@ -112,18 +114,40 @@ class Reach:
         for i, root in enumerate(roots):
             self._add(Kind.PART, roots, i, root, name_of(root))
         self._empty()
-        for code, namespace in self.executed.codes.items():
+        for code, namespace in self.executed.codes.values():
             self._look_at_globals(code, namespace)
         self._empty()
+        if self.executed.libraries:
+            self._look_at_libraries()
         if unmet := self._unmet():
-            self._stack += [(f, f.__qualname__) for f in gc.get_referrers(*unmet) if is_function_of(f, unmet)]
+            found = [one for one in gc.get_referrers(*unmet) if is_function_of(one, unmet)]
+            self._stack += [(one, one.__qualname__) for one in found]
             self._empty()
 
-    def _unmet(self) -> set[types.CodeType]:
+    def _look_at_libraries(self) -> None:
+        """What libraries look up, what the programs' own code reads of their classes, and what of the user's they hold."""
+        for name in hidden_methods():
+            raise Unseen(f"torch.Tensor.{name} is not torch's own")
+        values = (place.value for place in self.places)
+        kinds = [kind for kind in (*values, *self._seen.values()) if isinstance(kind, type)]
+        classes, lookups = lookups_of(self.executed, kinds)
+        for kind in classes:
+            namespace = vars(kind)
+            self._add(Kind.SIZE, namespace, None, len(namespace), kind.__qualname__)
+            for name in sorted(self.executed.own_names & namespace.keys() - DUNDERS):
+                if name not in lookups.keys_of(kind):
+                    self._add(Kind.OF_CLASS, namespace, name, namespace[name], f"{kind.__qualname__}.{name}")
+        for holder, read, path in contents_of(self.executed, lookups):
+            self._add(Kind.CONTENT, holder, read, read(holder), path)
+        self._stack += [(value, name_of(value)) for value in own_callables(lookups)]
+        self._empty()
+
+    def _unmet(self) -> list[types.CodeType]:
         """Executed code with a closure that is held by nothing seen so far; what a function made as it ran is left out."""
-        met = {thing.__code__ for thing in self._seen.values() if type(thing) is types.FunctionType}
-        inner = {constant for code in self.executed.codes for constant in code.co_consts if is_code(constant)}
-        return {code for code in self.executed.codes if code.co_freevars and code not in met and code not in inner}
+        met = {id(thing.__code__) for thing in self._seen.values() if type(thing) is types.FunctionType}
+        codes = [code for code, _ in self.executed.codes.values()]
+        inner = {constant for code in codes for constant in code.co_consts if is_code(constant)}
+        return [code for code in codes if code.co_freevars and id(code) not in met and code not in inner]
 
     def _empty(self) -> None:
         while self._stack:
@@ -219,8 +243,8 @@ class Reach:
             value = namespace.get(name, MISSING)
             if value is not MISSING or hasattr(builtins, name):
                 self._add(Kind.ENTRY, namespace, name, value, f"global {name}")
-            elif (module := sys.modules.get(name)) is not None:  # imported where it is used
-                self._add(Kind.ENTRY, sys.modules, name, module, name)
+        for name in dict.fromkeys(imports_in(code, namespace)):
+            self._add(Kind.ENTRY, sys.modules, name, sys.modules.get(name, MISSING), name)
 
     def _look_at_module(self, thing: types.ModuleType, path: str) -> None:
         if thing.__name__.startswith("numpy.random"):

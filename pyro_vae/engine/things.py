@@ -17,6 +17,7 @@ import sys
 import threading
 import types
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -129,9 +130,9 @@ def is_code(thing: Any) -> bool:
     return isinstance(thing, types.CodeType)
 
 
-def is_function_of(thing: Any, codes: set[types.CodeType]) -> bool:
+def is_function_of(thing: Any, codes: Sequence[types.CodeType]) -> bool:
     """Whether a thing is a function of one of these codes."""
-    return type(thing) is types.FunctionType and thing.__code__ in codes
+    return type(thing) is types.FunctionType and any(thing.__code__ is code for code in codes)
 
 
 def is_own(kind: type) -> bool:

@@ -90,7 +90,7 @@ class _Held:
         self.optimizers, self.params, self.own = optimizers, params, own
         self._distinct = list(dict.fromkeys(optimizers))
         self._groups = [group for optimizer in self._distinct for group in optimizer.param_groups]
-        self._kinds = list(map(type, self._distinct))
+        self._kinds, self._code = list(map(type, self._distinct)), compat.moving_code()
         self._states = [optimizer.state[p] for optimizer, p in zip(optimizers, params, strict=True)]
         self.m, self.v, self.counts = (
             [state[name] for state in self._states] for name in ("exp_avg", "exp_avg_sq", "step")
@@ -117,7 +117,7 @@ class _Held:
         """Whether the optimizers hold the same objects and settings still, but for learning rates."""
         if not same_objects(optimizers, self.optimizers) or list(map(type, self._distinct)) != self._kinds:
             return False
-        if any(map(_is_looked_on, self._distinct)):
+        if any(map(_is_looked_on, self._distinct)) or not same_objects(compat.moving_code(), self._code):
             return False
         if not same_objects([g for o in self._distinct for g in o.param_groups], self._groups):
             return False
@@ -144,7 +144,7 @@ class _Held:
         for rule, (params, m, v, counts, groups, rows) in self._parts:
             rates = [group["lr"] for group in groups]
             for rate in dict.fromkeys(rates):
-                chosen = [i for i, own in enumerate(rates) if own == rate]
+                chosen = [i for i, own in enumerate(rates) if own is rate or own == rate]  # it may be NaN
                 columns = ([column[i] for i in chosen] for column in (params, rows, m, v, counts))
                 moved, places, *state = columns
                 compat.fused_adam(rule.decoupled)(
@@ -177,6 +177,8 @@ _SETTINGS = operator.itemgetter(
 
 def _look_through(optimizers: list[torch.optim.Optimizer], params: list[torch.Tensor]) -> _Held | None:
     """What the optimizers hold; None if the step is theirs to take, as their first one is."""
+    if not compat.moves_as_known():
+        return None
     if not all(p.dtype is torch.float32 and p.is_cpu and p.is_contiguous() for p in params):
         return None
     groups = [group for optimizer in dict.fromkeys(optimizers) for group in optimizer.param_groups]

@@ -40,6 +40,7 @@ SUBJECTS = (
     "around_steps",
     "threads",
     "loaded_libraries",
+    "patches",
 )
 for _subject in SUBJECTS:
     import_module(f"{__name__}.{_subject}")

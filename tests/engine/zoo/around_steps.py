@@ -12,6 +12,7 @@ from tests.engine.zoo.program import (
     changes,
     changing,
     decoder_net,
+    observe,
     program,
     usual_model,
 )
@@ -59,6 +60,21 @@ def fork_rng_around_step():
 def no_grad_around_step():
     """`torch.no_grad` around the step: nothing is trained."""
     return within(torch.no_grad)
+
+
+@quiet  # by less than is looked for
+def type_of_autocast_changes():
+    """`torch.autocast` in the model to a type that is set from outside."""
+    decoder, before = decoder_net(), torch.get_autocast_dtype("cpu")
+
+    def model(x):
+        with torch.autocast("cpu"):
+            observe(x, decoder)
+
+    kinds = {1: torch.float16, 10: torch.bfloat16, 25: torch.float16}
+    made = changing(model, lambda kind: torch.set_autocast_dtype("cpu", kind), values=kinds)
+    made.close = lambda: torch.set_autocast_dtype("cpu", before)
+    return made
 
 
 @program()

@@ -32,5 +32,6 @@ NAMES = """
     model_replaced guide_replaced loss_and_gradients_replaced evaluation_in_between two_svis_in_turn
     scale_around_step no_grad_around_step threads_in_turn functions_of_pyro_in_other_thread
     scaler_of_scikit_learn data_set_in_closure
+    method_of_library_replaced array_file_read_in_model step_of_adam_replaced
 """
 CORE = frozenset(NAMES.split())

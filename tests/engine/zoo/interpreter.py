@@ -12,7 +12,7 @@ import torch
 
 from tests.engine.zoo.containers import scaled
 from tests.engine.zoo.outside_world import restored
-from tests.engine.zoo.program import alone, changing, program
+from tests.engine.zoo.program import alone, changes, changing, decoder_net, observe, program
 
 
 @program()
@@ -146,3 +146,23 @@ def reference_count():
     thing, holders = object(), []
     start = sys.getrefcount(thing)
     return scaled(lambda: 1.0 + 0.3 * (sys.getrefcount(thing) - start), lambda value: holders.append(thing))
+
+
+@program("looks at the frames around it")
+def local_of_the_caller():
+    """A local variable of the function that takes the step, read by the model."""
+    decoder = decoder_net()
+
+    def model(x):
+        frame = sys._getframe()
+        while "zoo_scale" not in frame.f_locals:
+            frame = frame.f_back
+        observe(x, decoder, frame.f_locals["zoo_scale"])
+
+    moving = changes()
+
+    def take(run, step):
+        zoo_scale = 1.0 if step < 1 or not moving else 1.5  # noqa: F841
+        return run.svi.step(*run.args(step))
+
+    return alone(model, take=take)

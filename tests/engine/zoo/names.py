@@ -37,6 +37,17 @@ def function_of_other_module():
 
 
 @program()
+def equal_functions_of_two_modules():
+    """Two modules hold a function of the same text, and one module's number changes."""
+    text = compile("def scale():\n    return SCALE", "scale.py", "exec")
+    one, other = own_module(SCALE=1.0), own_module(SCALE=1.0)
+    exec(text, one.__dict__)
+    exec(text, other.__dict__)
+    mine, others = one.scale, other.scale
+    return scaled(lambda: mine() * others(), lambda value: setattr(other, "SCALE", value))
+
+
+@program()
 def function_of_other_module_replaced():
     """A function of another module is replaced."""
     settings = own_module(scale=lambda: 1.0)
@@ -72,6 +83,27 @@ def name_imported_inside():
 
 
 @program()
+def name_imported_from_sibling():
+    """`from .module import name` inside a function of a package."""
+    package, settings = types.ModuleType("zoo_package"), types.ModuleType("zoo_package.settings")
+    reader = types.ModuleType("zoo_package.reader")
+    package.__path__ = []
+    settings.SCALE, reader.__package__ = 1.0, "zoo_package"
+    sys.modules.update({module.__name__: module for module in (package, settings, reader)})
+    exec("def scale():\n    from .settings import SCALE\n    return SCALE", reader.__dict__)
+    read = reader.scale
+    return scaled(lambda: read(), lambda value: setattr(settings, "SCALE", value))
+
+
+@program("imports a module by its name")
+def module_from_builtin_import():
+    """A module that `__import__` gives inside the model."""
+    settings = own_module(SCALE=1.0)
+    name = "zoo_settings"
+    return scaled(lambda: __import__(name).SCALE, lambda value: setattr(settings, "SCALE", value))
+
+
+@program("imports a module by its name")
 def module_from_import_module():
     """A module that `importlib.import_module` gives inside the model."""
     settings = own_module(SCALE=1.0)

@@ -1,6 +1,7 @@
 """Optimizers that are replaced, or whose state is changed from outside."""
 
 import copy
+import functools
 
 import pyro
 import torch
@@ -129,4 +130,34 @@ def call_of_class_replaced():
 
     made = under(Mine(torch.optim.SGD, {"lr": 3e-3}))
     made.between = once(lambda: setattr(Mine, "__call__", opposite), lambda: delattr(Mine, "__call__"))
+    return made
+
+
+@program()
+def step_of_adam_replaced():
+    """`torch.optim.Adam.step` is replaced by one that turns the gradients around, and put back."""
+    made, step = under(pyro.optim.Adam({"lr": 0.02})), torch.optim.Adam.step
+
+    @functools.wraps(step)
+    def ascends(optimizer, closure=None):
+        for param in optimizer.param_groups[0]["params"]:
+            param.grad = -param.grad
+        return step(optimizer, closure)
+
+    put = lambda function: setattr(torch.optim.Adam, "step", function)  # noqa: E731
+    made.between = once(lambda: put(ascends), lambda: put(step), lambda: put(ascends))
+    made.close = lambda: put(step)
+    return made
+
+
+@program()
+def rate_not_a_number():
+    """The rate becomes NaN, and parameters with it."""
+    made = under(pyro.optim.Adam({"lr": 0.02}))
+
+    def write():
+        for one in made.optim.optim_objs.values():
+            one.param_groups[0]["lr"] = float("nan")
+
+    made.between = once(lambda: None, write)
     return made

@@ -14,6 +14,8 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
+
 from tests.engine.zoo.containers import scaled
 from tests.engine.zoo.program import alone, decoder_net, observe, program
 
@@ -220,3 +222,29 @@ def open_file_read():
 
     write(1.0)
     return restored(scaled(read, write), file.close)
+
+
+@program("reads or writes files")
+def array_file_read_in_model():
+    """A file that `np.load` reads in the model."""
+    path = Path(tempfile.mkdtemp()) / "scale.npy"
+    np.save(path, np.float32(1.0))
+    return scaled(lambda: float(np.load(path)), lambda value: np.save(path, np.float32(value)))
+
+
+@program("reads or writes files", visible=False)
+def array_file_written_in_model():
+    """A file that `ndarray.tofile` writes in the model."""
+    path, decoder, sizes = Path(tempfile.mkdtemp()) / "out.bin", decoder_net(), []
+
+    def model(x):
+        np.ones(3).tofile(path)
+        observe(x, decoder)
+
+    def take(run, step):
+        path.unlink(missing_ok=True)
+        loss = run.svi.step(*run.args(step))
+        sizes.append(path.stat().st_size)
+        return loss
+
+    return alone(model, take=take, kept=lambda: sizes)
