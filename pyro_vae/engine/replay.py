@@ -265,7 +265,7 @@ class Replay:
             check_nothing_left_out(graph, call)
             graph.lower(call.tensors, "graph")
             watch.add(graph.params)
-            self._kept.insert(0, Kept((call.key, watch.aliases(call.tensors)), watch, graph))
+            self._kept.insert(0, Kept.of(call, watch, graph))
             del self._settling.waiting[call.key]
             self.capture_seconds += time.perf_counter() - start
             self._first_decision(graph, call)
