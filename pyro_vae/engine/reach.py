@@ -97,6 +97,7 @@ class Reach:
         self._builtins: set[str] = set()
         self._stack: list[tuple[Any, str]] = []
         self.mortal: str | None = None
+        self._roots = {id(thing) for root in roots for thing in (root, getattr(root, "__self__", root))}
         own = {name for code in self.executed.codes for name in names_in(code, texts=True)}
         self._common = [name for name in COMMON if name in own]
         self._grads = "grad" in own
@@ -171,7 +172,7 @@ class Reach:
         self._add(Kind.ALIVE, thing, None, referent is not None, path)
         self._look_at_subclass(thing, path, (weakref.ref,))
         if referent is not None:
-            if not is_held_elsewhere(referent):
+            if id(referent) not in self._roots and not is_held_elsewhere(referent):
                 self.mortal = path
             self._stack.append((referent, path))
 

@@ -188,6 +188,8 @@ def is_code_of_class(value: Any) -> bool:
 
 def is_held_elsewhere(referent: Any) -> bool:
     """Whether a weak reference to something is no way of asking whether it is still there, as libraries have them."""
+    if type(referent) is collections.OrderedDict:  # of a module's hooks
+        return True
     if isinstance(referent, torch.Tensor):
         return referent.requires_grad and referent.is_leaf  # such as an LSTM's weights
     return isinstance(referent, (type, torch.distributions.Transform))
