@@ -205,7 +205,10 @@ class Reach:
         """An instance's attributes; which these are is noted."""
         held = namespace_of(thing)
         self._add(Kind.NAMESPACE, thing, "__dict__", held, path)
-        self._add(Kind.NAMES, held, None, list(held), path)
+        if root_of(type(thing).__module__) in LIBRARIES:
+            self._add(Kind.SIZE, held, None, len(held), path)
+        else:
+            self._add(Kind.NAMES, held, None, list(held), path)
         return held
 
     def _look_at_globals(self, code: types.CodeType, namespace: dict[str, Any]) -> None:
