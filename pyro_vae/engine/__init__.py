@@ -6,6 +6,9 @@
 - `known`     what is known of libraries' functions: which ask or change the world outside
 - `watch`     whether anything that a program can reach has changed between calls
 - `reach`     what a program can reach, at any depth
+- `places`    where things are held, and how that is compared
+- `containers` what tensors and Python's containers hold, place by place
+- `storages`  tensors that lie on one another
 - `things`    kinds of objects: values to be compared, holders of others, libraries' own
 - `arguments` the kind of a call: its tensors, and its plain values
 - `trace`     a function of tensors to a clean graph

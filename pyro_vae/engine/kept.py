@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from pyro_vae.engine import lower, policy
+from pyro_vae.engine.arguments import Call
 from pyro_vae.engine.recording import Recorded
+from pyro_vae.engine.storages import Memory
 from pyro_vae.engine.trace import Captured
 from pyro_vae.engine.values import CaptureError
 from pyro_vae.engine.verify import check_lowered
@@ -125,6 +127,19 @@ class Kept:
     key: Any
     watch: Watch
     graph: Graph
+    memory: Memory
+
+    @classmethod
+    def of(cls, call: Call, watch: Watch, graph: Graph) -> Kept:
+        """A graph with the call that it was captured from.
+
+        Raises:
+            CaptureError: if it writes to a tensor that lies on another one, which a graph cannot tell.
+        """
+        memory = Memory(graph.captured.held, call.tensors, graph.captured.places_written)
+        if memory.overlaps:
+            raise CaptureError("it writes to a tensor that lies on another one in memory")
+        return cls((call.key, watch.aliases(call.tensors)), watch, graph, memory)
 
     def holds_for(self, key: Any, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether it holds for a call now. Tensors that have taken the place of others are taken over."""
@@ -132,7 +147,7 @@ class Kept:
             return False
         if self.watch.moved:
             self._rebind()
-        return True
+        return self.memory.is_as_it_was(self.graph.captured.held, tensors)
 
     def _rebind(self) -> None:
         graph, held = self.graph, self.graph.captured.held

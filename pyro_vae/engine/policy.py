@@ -25,6 +25,8 @@ MOST_KINDS = 32
 MOST_VALUES = 8
 #: Places that are watched at most; comparing a thousand takes about 15 microseconds (measured).
 MOST_PLACES = 20_000
+#: Places that are looked at anew at each call, where they must not be held; a thousand take about 5 milliseconds.
+MOST_UNHELD = 1_000
 #: Bytes of a NumPy array that are compared at each call.
 MOST_BYTES = 1 << 16
 #: Calls with a false guard, after which a graph is given up, if they are more than this share of all calls.

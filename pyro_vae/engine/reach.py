@@ -8,9 +8,7 @@ Attributes count by name: those that no executed code names cannot be read by it
 from __future__ import annotations
 
 import builtins
-import collections
 import decimal
-import enum
 import gc
 import operator
 import sys
@@ -18,30 +16,39 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from pyro.infer.autoguide import AutoGuide
 
+from pyro_vae.engine.containers import CONTAINERS, PLAIN_CONTAINERS, parts_of, places_of_tensor
 from pyro_vae.engine.imports import imports_in
 from pyro_vae.engine.known import LIBRARIES, root_of
 from pyro_vae.engine.libraries import contents_of, hidden_methods, lookups_of, own_callables
 from pyro_vae.engine.observe import Executed
+from pyro_vae.engine.places import ABOUT, Kind, Place, namespace_of
 from pyro_vae.engine.policy import MOST_BYTES, MOST_PLACES
 from pyro_vae.engine.things import (
     CACHE,
+    COMMON,
     CONTENTS,
     DUNDERS,
+    FIXED,
     LOCKS,
-    MARKS,
     MISSING,
     OF_MODULES,
     PARTS,
+    UNCHANGING,
     content_of,
     contents,
+    globals_of,
+    has_callback,
     is_code,
+    is_code_of_class,
     is_function_of,
+    is_held_elsewhere,
     is_leaf,
     is_own,
     is_own_attribute,
@@ -57,32 +64,8 @@ class Unseen(Exception):
     """Something can be reached whose changes cannot be seen; the message says what and where."""
 
 
-class Kind(enum.IntEnum):
-    """How a place is read."""
-
-    ENTRY, OF_CLASS, ITEM, ATTRIBUTE, CELL = range(5)
-    PART = 5  #: of something that cannot change, such as a tuple: compared only where the whole was replaced
-    SIZE = 6  #: of an instance's attributes: a change of it alone leads to a second look
-    LENGTH, KEYS, VALUES, CONTENT, TYPE = range(7, 12)
-    REFERENT = 12  #: of a weak reference
-
-
 class _AnyName(Exception):
     """Attributes are read by names that stand nowhere in code."""
-
-
-class Place(NamedTuple):
-    """Where something is held: its value is read from the holder by a key.
-
-    `leaf` says whether the value itself counts; of containers what they hold is compared.
-    """
-
-    kind: Kind
-    holder: Any
-    key: Any
-    value: Any
-    path: str
-    leaf: bool
 
 
 class Reach:
@@ -94,6 +77,8 @@ class Reach:
 
     Attributes:
         places: the places, in an order that depends on what is reached alone.
+        mortal: something whose end would be seen, such as a weak reference's referent; it must not be held. None if there
+            is nothing like it.
 
     Raises:
         Unseen: if there is something whose changes cannot be seen.
@@ -110,7 +95,16 @@ class Reach:
     def _walk(self, roots: Sequence[Any]) -> None:
         self.places: list[Place] = []
         self._seen: dict[int, Any] = {}
+        self._met: set[tuple[int, str]] = set()
+        self._builtins: set[str] = set()
         self._stack: list[tuple[Any, str]] = []
+        self.mortal: str | None = None
+        self._roots = {id(thing) for root in roots for thing in (root, getattr(root, "__self__", root))}
+        own = {name for code, _ in self.executed.codes.values() for name in names_in(code, texts=True)}
+        self._common = [name for name in COMMON if name in own]
+        self._grads = "grad" in own
+        if own & {"get_param_store", "_PYRO_PARAM_STORE"}:
+            self._stack.append((pyro.get_param_store(), "Pyro's param store"))
         for i, root in enumerate(roots):
             self._add(Kind.PART, roots, i, root, name_of(root))
         self._empty()
@@ -159,16 +153,16 @@ class Reach:
                 raise Unseen(f"{path} and what else the programs reach are more than {MOST_PLACES} values")
 
     def _add(self, kind: Kind, holder: Any, key: Any, value: Any, path: str) -> None:
-        leaf = Kind.SIZE <= kind <= Kind.TYPE or is_leaf(value)
+        leaf = kind in ABOUT or is_leaf(value)
         self.places.append(Place(kind, holder, key, value, path, leaf))
         if value is decimal.Decimal or type(value) is decimal.Decimal:
             context = decimal.getcontext()
             self.places.append(Place(Kind.CONTENT, context, repr, repr(context), "the decimal context", True))
-        if not leaf:
+        if not leaf or (kind not in ABOUT and issubclass(type(value), type)):
             self._stack.append((value, path))
 
     def _look(self, thing: Any, path: str) -> None:
-        if is_leaf(thing):
+        if is_leaf(thing) and not issubclass(type(thing), type):
             return
         for kinds, look in _LOOKS:
             if issubclass(type(thing), kinds):
@@ -178,55 +172,43 @@ class Reach:
 
     # --- containers -----------------------------------------------------------------------------------------------
 
-    def _look_at_dict(self, thing: dict[Any, Any], path: str) -> None:
-        if thing:
-            self._add(Kind.KEYS, thing, None, list(thing), path)
-        else:
-            self._add(Kind.LENGTH, thing, None, 0, path)
-        for key, value in dict.items(thing):
-            self._add(Kind.ENTRY, thing, key, value, f"{path}[{key!r}]" if isinstance(key, (str, int)) else path)
-        self._look_at_subclass(thing, path, (dict, collections.OrderedDict, collections.defaultdict))
-
-    def _look_at_proxy(self, thing: types.MappingProxyType[Any, Any], path: str) -> None:
-        self._add(Kind.KEYS, thing, None, list(thing), path)
-        for key, value in thing.items():
-            self._add(Kind.OF_CLASS, thing, key, value, f"{path}[{key!r}]")
-
-    def _look_at_list(self, thing: Any, path: str) -> None:
-        self._add(Kind.LENGTH, thing, None, len(thing), path)
-        for i, value in enumerate(thing):
-            self._add(Kind.ITEM, thing, i, value, f"{path}[{i}]")
-        self._look_at_subclass(thing, path, (list, collections.deque))
-
-    def _look_at_set(self, thing: set[Any], path: str) -> None:
-        self._add(Kind.VALUES, thing, None, frozenset(thing), path)
-        self._stack += [(value, path) for value in thing if not is_leaf(value)]
-        self._look_at_subclass(thing, path, (set, frozenset))
-
-    def _look_at_tuple(self, thing: tuple[Any, ...], path: str) -> None:
-        for i, value in enumerate(thing):
-            self._add(Kind.PART, thing, i, value, f"{path}[{i}]")
-        self._look_at_subclass(thing, path, (tuple,))
+    def _look_at_container(self, thing: Any, path: str) -> None:
+        for part in parts_of(thing, path):
+            self._add(*part)
+        self._look_at_subclass(thing, path, PLAIN_CONTAINERS)
 
     def _look_at_subclass(self, thing: Any, path: str, plain: tuple[type, ...]) -> None:
         if type(thing) not in plain:
             self._look_at_attributes(thing, path)
 
-    def _look_at_array(self, thing: np.ndarray, path: str) -> None:
+    def _look_at_array(self, thing: np.ndarray | np.void, path: str) -> None:
         if thing.nbytes > MOST_BYTES or thing.dtype.hasobject:
             raise Unseen(f"{path} is a NumPy array of {thing.nbytes:,} bytes, too many to compare; make it a tensor")
-        self._add(Kind.CONTENT, thing, content_of, content_of(thing), path)
+        self._look_at_content(thing, path)
 
     def _look_at_content(self, thing: Any, path: str) -> None:
         self._add(Kind.CONTENT, thing, content_of, content_of(thing), path)
+        if is_own(type(thing)):
+            self._look_at_attributes(thing, path)
 
     def _look_at_reference(self, thing: weakref.ref[Any], path: str) -> None:
-        self._add(Kind.REFERENT, thing, None, thing(), path)
+        referent = weakref.ref.__call__(thing)
+        self._add(Kind.ALIVE, thing, None, referent is not None, path)
+        self._look_at_subclass(thing, path, (weakref.ref,))
+        if referent is not None:
+            if id(referent) not in self._roots and not is_held_elsewhere(referent):
+                self.mortal = path
+            self._stack.append((referent, path))
 
     def _look_at_tensor(self, thing: torch.Tensor, path: str) -> None:
-        for name in MARKS if thing.requires_grad else MARKS[:1]:
-            self._add(Kind.ATTRIBUTE, thing, name, getattr(thing, name, MISSING), path)
-        self._look_at_namespace(thing, path)
+        self.places += places_of_tensor(thing, path)
+        if self._grads and thing.requires_grad and thing.is_leaf:
+            self._add(Kind.ATTRIBUTE, thing, "grad", thing.grad, f"{path}.grad")
+        if type(thing) in (torch.Tensor, torch.nn.Parameter):
+            self._stack.append((type(thing), type(thing).__qualname__))
+            self._look_at_namespace(thing, path)
+        else:
+            self._look_at_attributes(thing, path)
 
     # --- code -----------------------------------------------------------------------------------------------------
 
@@ -235,14 +217,39 @@ class Reach:
             self._add(Kind.ATTRIBUTE, thing, name, getattr(thing, name), f"the default of an argument of {path}")
         for name, cell in zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True):
             self._add(Kind.CELL, cell, None, contents(cell), f"{name} in {thing.__qualname__}")
-        for name, value in vars(thing).items():
+        self._look_at_common(thing, path)
+        for name, value in self._names_of(thing, path).items():
             self._add(Kind.ENTRY, vars(thing), name, value, f"{path}.{name}")
 
+    def _look_at_common(self, thing: Any, path: str) -> None:
+        for name in self._common:
+            self._add(Kind.ATTRIBUTE, thing, name, getattr(thing, name, MISSING), f"{path}.{name}")
+
+    def _names_of(self, thing: Any, path: str) -> dict[str, Any]:
+        """An instance's attributes; which these are is noted."""
+        held = namespace_of(thing)
+        self._add(Kind.NAMESPACE, thing, "__dict__", held, path)
+        if root_of(type(thing).__module__) in LIBRARIES:
+            self._add(Kind.SIZE, held, None, len(held), path)
+        else:
+            self._add(Kind.NAMES, held, None, list(held), path)
+        return held
+
     def _look_at_globals(self, code: types.CodeType, namespace: dict[str, Any]) -> None:
+        of_python = namespace.get("__builtins__", builtins)
+        of_python = of_python if isinstance(of_python, dict) else vars(of_python)
+        read = globals_of(code)
         for name in dict.fromkeys(names_in(code)):
+            if (known := (id(namespace), name)) in self._met:
+                continue
             value = namespace.get(name, MISSING)
-            if value is not MISSING or hasattr(builtins, name):
-                self._add(Kind.ENTRY, namespace, name, value, f"global {name}")
+            if value is MISSING and name not in read:
+                continue
+            self._met.add(known)
+            self._add(Kind.ENTRY, namespace, name, value, f"global {name}")
+            if value is MISSING and name not in self._builtins:
+                self._builtins.add(name)
+                self._add(Kind.ENTRY, of_python, name, of_python.get(name, MISSING), f"the builtin {name}")
         for name in dict.fromkeys(imports_in(code, namespace)):
             self._add(Kind.ENTRY, sys.modules, name, sys.modules.get(name, MISSING), name)
 
@@ -250,32 +257,59 @@ class Reach:
         if thing.__name__.startswith("numpy.random"):
             raise Unseen(f"{path} draws random numbers other than torch's")
         names = self.executed.own_names & vars(thing).keys()
-        if self.executed.any_name and is_own_module(thing):
-            names = vars(thing).keys() - OF_MODULES
+        if is_own_module(thing):
+            self._names_of(thing, path)
+            self._add(Kind.TYPE, thing, None, type(thing), f"the class of {path}")
+            if self.executed.any_name:
+                names = vars(thing).keys() - OF_MODULES
+        else:
+            self._add(Kind.SIZE, vars(thing), None, len(vars(thing)), path)
         for name in sorted(names):
             self._add(Kind.ENTRY, vars(thing), name, vars(thing)[name], f"{path.removeprefix('global ')}.{name}")
 
     def _look_at_parts(self, thing: Any, path: str) -> None:
         """Of bound methods, partial functions, properties and the like."""
-        if type(thing) is CACHE:
+        kind = type(thing)
+        if kind is CACHE:
             self._look_at_content(thing, path)
-        for name in ("__func__", "func", "fget", "fset", "__wrapped__", "args", "keywords", "__self__"):
+        for name in ("__func__", "func", "fget", "fset", "__wrapped__", "args", "keywords", "dispatcher", "__self__"):
             if (part := getattr(thing, name, MISSING)) is not MISSING:
-                self._add(Kind.PART, thing, name, part, path if name == "__func__" else name_of(part, path))
+                where = path if name == "__func__" else name_of(part, path)
+                self._add(Kind.PART if kind in UNCHANGING else Kind.ATTRIBUTE, thing, name, part, where)
+        if is_own(kind):
+            self._look_at_attributes(thing, path)
+        elif kind not in UNCHANGING:
+            self._look_at_namespace(thing, path)
 
     # --- objects --------------------------------------------------------------------------------------------------
 
     def _look_at_class(self, thing: type, path: str) -> None:
         if not is_own(thing):
+            self._look_at_library_class(thing)
             return
         namespace = vars(thing)
-        self._add(Kind.LENGTH, namespace, None, len(namespace), path)
+        self._add(Kind.NAMES, namespace, None, list(namespace), path)
+        self.places.append(Place(Kind.ATTRIBUTE, thing, "__mro__", thing.__mro__, f"the bases of {path}", True))
+        self._look_at_common(thing, thing.__qualname__)
         for name, value in namespace.items():
             if name in DUNDERS or (not name.startswith("__") and not self._counts(name)):
                 continue
             self._add(Kind.OF_CLASS, namespace, name, value, f"{thing.__qualname__}.{name}")
+        if type(thing) is not type:
+            self._add(Kind.TYPE, thing, None, type(thing), f"the class of {path}")
         for i, base in enumerate((type(thing), *thing.__bases__)):
             self._add(Kind.PART, thing, i, base, base.__qualname__)
+
+    def _look_at_library_class(self, thing: type) -> None:
+        """What the user's code may have put there: a library's methods are its own."""
+        namespace = vars(thing)
+        if not is_python(thing) or thing in (object, type):
+            return
+        self._add(Kind.SIZE, namespace, None, len(namespace), thing.__qualname__)
+        for name in sorted(self.executed.own_names & namespace.keys() - DUNDERS):
+            if not is_code_of_class(value := namespace[name]):
+                self._add(Kind.OF_CLASS, namespace, name, value, f"{thing.__qualname__}.{name}")
+        self._stack += [(base, base.__qualname__) for base in thing.__bases__]
 
     def _counts(self, name: Any) -> bool:
         return self.executed.any_name or name in self.executed.names
@@ -294,14 +328,18 @@ class Reach:
             raise Unseen(f"{path} is an iterator ({kind.__name__}), which calls use up")
         if compiled and root_of(kind.__module__) in LIBRARIES:
             return  # such as NumPy's functions
-        if compiled and not issubclass(kind, (BaseException, enum.Enum, threading.local)):
+        if compiled and not issubclass(kind, (BaseException, *FIXED, threading.local)):
             raise Unseen(f"{path} is a {kind.__module__}.{kind.__qualname__}, whose changes cannot be seen")
+        if issubclass(kind, BaseException):
+            self._add(Kind.ATTRIBUTE, thing, "args", thing.args, f"{path}.args")
         self._look_at_attributes(thing, path)
 
     def _look_at_attributes(self, thing: Any, path: str) -> None:
         kind = type(thing)
         self._add(Kind.TYPE, thing, None, kind, f"the class of {path}")
         self._stack.append((kind, kind.__qualname__))
+        if is_own(kind) and (hasattr(kind, "__del__") or has_callback(thing)):
+            self.mortal = path
         self._look_at_namespace(thing, path)
         for part in kind.__mro__:
             slots = vars(part).get("__slots__", ())
@@ -311,18 +349,14 @@ class Reach:
 
     def _look_at_namespace(self, thing: Any, path: str) -> None:
         try:
-            of = threading.local if type(thing) is threading.local else object
-            held = of.__getattribute__(thing, "__dict__")  # past what the user's class makes of it
+            held = self._names_of(thing, path)
         except AttributeError:
             return
         impure = root_of(type(thing).__module__) in sys.stdlib_module_names and not is_pure(type(thing).__module__)
-        self._add(Kind.SIZE, held, None, len(held), path)
         for name, value in held.items():
             if name == "plates" and isinstance(thing, AutoGuide):
                 continue  # made anew by each call before it is looked at
-            if (name in self.executed.own_names if impure else self._counts(name)) and not (
-                str(name).startswith("_cached_") and not is_own_attribute(thing)
-            ):
+            if (name in self.executed.own_names if impure else self._counts(name)) and is_own_attribute(thing, name):
                 self._add(Kind.ENTRY, held, name, value, f"{path}.{name}")
 
 
@@ -332,12 +366,9 @@ _LOOKS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (PARTS, Reach._look_at_parts),
     (types.ModuleType, Reach._look_at_module),
     (type, Reach._look_at_class),
-    (dict, Reach._look_at_dict),
-    (types.MappingProxyType, Reach._look_at_proxy),
-    ((list, collections.deque), Reach._look_at_list),
-    ((tuple, frozenset), Reach._look_at_tuple),
-    (set, Reach._look_at_set),
+    (CONTAINERS, Reach._look_at_container),
     (np.ndarray, Reach._look_at_array),
+    (np.void, Reach._look_at_array),
     (weakref.ref, Reach._look_at_reference),
     (CONTENTS, Reach._look_at_content),
 )

@@ -275,7 +275,7 @@ class Replay:
             check_nothing_left_out(graph, call, watch.tensors())
             graph.lower(call.tensors, "graph")
             watch.add(graph.params)
-            self._kept.insert(0, Kept((call.key, watch.aliases(call.tensors)), watch, graph))
+            self._kept.insert(0, Kept.of(call, watch, graph))
             del self._settling.waiting[call.key]
             self.capture_seconds += time.perf_counter() - start
             calls = None if self.calls is None else self.calls(*call.tensors)

@@ -117,10 +117,8 @@ class Settling:
 
     def brings_news(self, executed: Executed) -> bool:
         """Whether a call that is captured has executed code that no observed call has."""
-        known = self._executed.copy()
-        self._executed.add(executed)
-        now = self._executed
-        return (len(now.codes), now.own_names, now.any_name) != (len(known.codes), known.own_names, known.any_name)
+        self._executed.names |= executed.names  # the tracer's own are no news
+        return self._executed.add(executed)
 
     def start_again(self, call: Call) -> None:
         """Has the next call of this kind observed."""
@@ -138,8 +136,8 @@ def _asks(executed: Executed) -> str | None:
 
     It leaves nothing in `.grad`, and `.item()` gives tensors for numbers.
     """
-    of_items = {code.co_filename for code in executed.codes if "item" in code.co_names}
-    for code in executed.codes:
+    of_items = {code.co_filename for code, _ in executed.codes.values() if "item" in code.co_names}
+    for code, _ in executed.codes.values():
         names, what = set(code.co_names), None
         if ("grad" in names and "autograd" not in names) or any(name.startswith(_OF_GRADIENTS) for name in names):
             what = "looks at gradients"

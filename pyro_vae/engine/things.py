@@ -6,6 +6,7 @@ import array
 import collections
 import datetime
 import decimal
+import dis
 import enum
 import fractions
 import functools
@@ -17,6 +18,7 @@ import sys
 import threading
 import types
 import uuid
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +48,8 @@ OPAQUE = (
 MISSING = object()
 #: What else than its values counts of a tensor: hooks are for those alone that require gradients.
 MARKS = ("requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks")
+#: Attributes that all functions and classes have: they count where the user's code names them.
+COMMON = ("__name__", "__qualname__", "__doc__", "__module__", "__annotations__")
 LOCKS = (type(threading.Lock()), type(threading.RLock()))
 OF_MODULES = frozenset(
     ["__builtins__", "__loader__", "__spec__", "__cached__", "__file__", "__path__", "__doc__", "__package__"]
@@ -80,6 +84,8 @@ PARTS = (
     ),
     *(functools.cached_property, functools.singledispatchmethod, CACHE),
 )
+#: Of these, the ones whose parts never change.
+UNCHANGING = (types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType, property)
 
 
 def is_leaf(value: Any) -> bool:
@@ -91,9 +97,17 @@ def is_leaf(value: Any) -> bool:
         return value.__self__ is None or isinstance(value.__self__, (types.ModuleType, type))
     if issubclass(kind, enum.Enum):
         return not is_own(kind)
+    if issubclass(kind, np.void):  # a row of a structured array, which is written to with it
+        return False
     if issubclass(kind, FIXED):
-        return not hasattr(value, "__dict__") or issubclass(kind, (pathlib.PurePath, datetime.tzinfo))
+        library = not hasattr(value, "__dict__") or issubclass(kind, (pathlib.PurePath, datetime.tzinfo))
+        return library and not is_own(kind)
     return issubclass(kind, type) and not is_own(value)
+
+
+def is_value(key: Any) -> bool:
+    """Whether a key of a dictionary is compared by its value alone."""
+    return is_leaf(key) or (type(key) is tuple and all(map(is_value, key)))
 
 
 def content_of(thing: Any) -> Any:
@@ -104,6 +118,8 @@ def content_of(thing: Any) -> Any:
         return thing.getstate() if isinstance(thing, random.Random) else thing.cache_info()
     if isinstance(thing, np.ndarray):
         return thing.shape, thing.dtype, thing.tobytes()
+    if isinstance(thing, np.void):
+        return thing.dtype, thing.tobytes()
     if isinstance(thing, torch.Generator):
         return thing.get_state().numpy().tobytes()
     if isinstance(thing, np.random.RandomState):
@@ -130,6 +146,19 @@ def is_code(thing: Any) -> bool:
     return isinstance(thing, types.CodeType)
 
 
+@functools.lru_cache(4096)
+def globals_of(code: types.CodeType) -> frozenset[str]:
+    """The global names that code, and the functions inside it, look up."""
+    found = {
+        instruction.argval
+        for instruction in dis.get_instructions(code)
+        if instruction.opcode in dis.hasname
+        and not instruction.opname.endswith(("_ATTR", "_METHOD"))
+        and instruction.opname not in ("IMPORT_NAME", "IMPORT_FROM")
+    }
+    return frozenset(found.union(*(globals_of(part) for part in code.co_consts if is_code(part))))
+
+
 def is_function_of(thing: Any, codes: Sequence[types.CodeType]) -> bool:
     """Whether a thing is a function of one of these codes."""
     return type(thing) is types.FunctionType and any(thing.__code__ is code for code in codes)
@@ -138,9 +167,38 @@ def is_function_of(thing: Any, codes: Sequence[types.CodeType]) -> bool:
 def is_own(kind: type) -> bool:
     """Whether a class is neither a library's nor Python's."""
     root = root_of(kind.__module__)
-    return kind.__module__ == "__main__" or (
-        root not in LIBRARIES and root not in sys.stdlib_module_names | {"builtins"}
-    )
+    if root in LIBRARIES or kind.__module__ == "__main__":
+        return root not in LIBRARIES
+    if root != "builtins" and root not in sys.stdlib_module_names:
+        return True
+    return is_python(kind) and "<locals>" not in kind.__qualname__ and _named(kind) is not kind
+
+
+def _named(kind: type) -> Any:
+    """What has a class's name in its module; `dataclasses.make_dataclass` and the like give their own module's name."""
+    found: Any = sys.modules.get(kind.__module__)
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, "__dict__", {}).get(name)
+    return found
+
+
+def is_code_of_class(value: Any) -> bool:
+    """Whether an attribute of a class is code, as methods and properties are."""
+    return issubclass(type(value), (types.FunctionType, *OPAQUE, *PARTS))
+
+
+def is_held_elsewhere(referent: Any) -> bool:
+    """Whether a weak reference to something is no way of asking whether it is still there, as libraries have them."""
+    if type(referent) is collections.OrderedDict:  # of a module's hooks
+        return True
+    if isinstance(referent, torch.Tensor):
+        return referent.requires_grad and referent.is_leaf  # such as an LSTM's weights
+    return isinstance(referent, (type, torch.distributions.Transform))
+
+
+def has_callback(thing: Any) -> bool:
+    """Whether something is called at a thing's end."""
+    return any(reference.__callback__ is not None for reference in weakref.getweakrefs(thing))
 
 
 def is_own_module(module: types.ModuleType) -> bool:
@@ -149,9 +207,9 @@ def is_own_module(module: types.ModuleType) -> bool:
     return root not in LIBRARIES and root not in sys.stdlib_module_names
 
 
-def is_own_attribute(thing: Any) -> bool:
-    """Whether `_cached_...` of a thing may be the user's; torch's transforms keep their last value under such names."""
-    return not isinstance(thing, torch.distributions.Transform)
+def is_own_attribute(thing: Any, name: str) -> bool:
+    """Whether an attribute may be the user's; torch's transforms keep their last value under such a name."""
+    return name != "_cached_x_y" or not isinstance(thing, torch.distributions.Transform)
 
 
 def is_pure(module: str) -> bool:

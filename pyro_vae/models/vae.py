@@ -144,7 +144,7 @@ class VAE(ComposedPair):
     def q_z(self, x: torch.Tensor, y: torch.Tensor | None = None) -> TorchDistribution:
         """q(z | x) or q(z | x, y), batch shape (N,)."""
         family, log_joint = self.guide_family, functools.partial(self.log_joint, x, y)
-        if not isinstance(family, Refining) or self.training or torch.is_grad_enabled():
+        if not isinstance(family, Refining) or family.amortized or self.training or torch.is_grad_enabled():
             return family.refine(self.params_of(self.encoder_input(x, y)), log_joint)
         search = lambda: family.find(self.params_of(self.encoder_input(x, y)), log_joint)  # noqa: E731
         return family.guide(self._found.of((x, y), self.parameters(), search))

@@ -10,6 +10,7 @@ SUBJECTS = (
     "dicts",
     "tensors",
     "attributes",
+    "namespaces",
     "dataclass_objects",
     "modules",
     "objects",

@@ -6,6 +6,7 @@ NAMES = """
     dict_order set_in_closure mapping_proxy
     tensor_in_list_replaced tensor_data_replaced tensor_data_read_as_number numpy_in_place numpy_view_of_base
     numpy_scalar_rebound distribution_in_closure
+    network_as_key dictionary_of_attributes_replaced tensor_of_other_shape
     global_argparse_namespace class_attribute_of_grandparent slots property_of_private_list get_attr
     instance_shadows_class equal_to_everything
     module_dict module_private module_property callable_object method_of_base_replaced

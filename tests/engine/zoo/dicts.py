@@ -3,6 +3,8 @@
 import collections
 import types
 
+import torch
+
 from tests.engine.zoo.containers import scaled
 from tests.engine.zoo.program import changing, decoder_net, observe, program
 
@@ -139,3 +141,43 @@ def dict_with_attributes():
 
     config = Config(model=Config(scale=1.0))
     return scaled(lambda: config.model.scale, lambda value: setattr(config.model, "scale", value))
+
+
+@program(captured=True)
+def network_as_key():
+    """A dict's keys are networks, and one of them gets another gain."""
+
+    class Gain(torch.nn.Module):
+        gain = 1.0
+
+        def forward(self):
+            return self.gain
+
+    gain = Gain()
+    weights = {gain: 0.5}
+    return scaled(
+        lambda: sum(2 * weight * net() for net, weight in weights.items()), lambda value: setattr(gain, "gain", value)
+    )
+
+
+@program()
+def keys_that_are_equal():
+    """A key gives way to another one that is equal to it."""
+
+    class Key:
+        def __init__(self, scale):
+            self.scale = scale
+
+        def __eq__(self, other):
+            return isinstance(other, Key)
+
+        def __hash__(self):
+            return 0
+
+    values = {Key(1.0): None}
+
+    def write(value):
+        values.clear()
+        values[Key(value)] = None
+
+    return scaled(lambda: next(iter(values)).scale, write)

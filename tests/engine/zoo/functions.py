@@ -307,3 +307,10 @@ def model_in_partial_of_partial():
     inner = functools.partial(model, scale=1.0)
     outer = functools.partial(lambda x, extra, run: run(x, extra=extra), extra=1.0, run=inner)
     return changing(outer, lambda value: inner.keywords.update(scale=value))
+
+
+@program()
+def partial_set_anew():
+    """A partial function gets other arguments, in place."""
+    scale = functools.partial(float, 1.0)
+    return scaled(lambda: scale(), lambda value: scale.__setstate__((float, (value,), {}, None)))

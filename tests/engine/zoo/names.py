@@ -157,3 +157,27 @@ def attribute_named_at_run_time():
     """A number of another module, read by `getattr` with a computed name."""
     settings = own_module(SCALE=1.0)
     return scaled(lambda: getattr(settings, "sca".upper() + "LE"), lambda value: setattr(settings, "SCALE", value))
+
+
+@program()
+def global_that_comes_later():
+    """A global that is not there at first."""
+    settings = own_module(observe=observe, decoder=decoder_net())
+    exec(
+        "def model(x):\n"
+        "    try:\n        scale = SCALE\n"
+        "    except NameError:\n        scale = 1.0\n"
+        "    observe(x, decoder, scale)",
+        settings.__dict__,
+    )
+    return changing(settings.model, lambda value: setattr(settings, "SCALE", value))
+
+
+@program()
+def attribute_of_function_that_comes_later():
+    """An attribute of a function that is not there at first."""
+
+    def scale():
+        return getattr(scale, "value", 1.0)
+
+    return scaled(scale, lambda value: setattr(scale, "value", value))

@@ -200,3 +200,42 @@ def cycle_of_objects():
     first, second = types.SimpleNamespace(), types.SimpleNamespace(scale=1.0)
     first.other, second.other = second, first
     return scaled(lambda: first.other.other.other.scale, lambda value: setattr(second, "scale", value))
+
+
+@program(captured=True)
+def weak_reference_that_dies():
+    """An object behind a weak reference comes to its end."""
+
+    class Config:
+        pass
+
+    held = [Config()]
+    reference = weakref.ref(held[0])
+
+    def write(value):
+        held[:] = [] if held else [Config()]
+
+    return scaled(lambda: 1.0 if reference() is not None else 2.5, write)
+
+
+@program()
+def object_with_end():
+    """Objects that note their end, one taking the place of another."""
+    ended = []
+
+    class Config:
+        def __init__(self, scale):
+            self.scale = scale
+
+        def __del__(self):
+            ended.append(self.scale)
+
+    held, counts = [Config(1.0)], []
+
+    def write(value):
+        held[0] = Config(value)
+        counts.append(len(ended))
+
+    made = scaled(lambda: held[0].scale, write)
+    made.kept = lambda: counts
+    return made

@@ -287,3 +287,14 @@ def own_step_on_shared_network():
         return loss
 
     return alone(lambda x: observe(x, decoder), take=take)
+
+
+@program()
+def size_of_store():
+    """The model asks how many parameters Pyro's store holds."""
+    decoder = decoder_net()
+
+    def model(x):
+        observe(x, decoder, 0.5 + len(list(pyro.get_param_store().keys())) / 8)
+
+    return changing(model, lambda value: pyro.param(f"other {value}", torch.tensor(value)))

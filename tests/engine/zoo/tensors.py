@@ -280,3 +280,32 @@ def tensor_subclass():
         lambda: holder["scale"].as_subclass(torch.Tensor),
         lambda value: holder.update(scale=torch.tensor(value).as_subclass(Unit)),
     )
+
+
+@program()
+def tensor_of_other_shape():
+    """A constant tensor gets other numbers, as many as the value says."""
+    width = torch.ones(1)
+    return scaled(
+        lambda: 0.5 + width.mean() * width.numel() / 4, lambda value: setattr(width, "data", torch.ones(int(2 * value)))
+    )
+
+
+@program()
+def tensor_becomes_view_of_one_written_to():
+    """A constant becomes a view of a tensor that the model writes to."""
+    decoder, running, held = decoder_net(), torch.zeros(3), types.SimpleNamespace(scale=torch.ones(3))
+
+    def model(x):
+        running.mul_(0.5).add_(x.mean(0).abs())
+        observe(x, decoder, 0.5 + held.scale)
+
+    return changing(model, lambda value: setattr(held, "scale", running.view(3)))
+
+
+@program()
+def row_of_structured_array():
+    """A row of a structured NumPy array, which is written to with the array."""
+    table = np.ones(1, dtype=[("scale", "f8")])
+    row = table[0]
+    return scaled(lambda: float(row["scale"]), lambda value: table["scale"].fill(value))
