@@ -1,12 +1,36 @@
-"""Which modules the code of a function imports as it runs."""
+"""Which names outside of itself the code of a function looks up as it runs: globals, builtins, modules."""
 
 from __future__ import annotations
 
+import builtins
 import dis
 import importlib.util
+import sys
 import types
 from collections.abc import Iterator
 from typing import Any
+
+from pyro_vae.engine.things import globals_of
+from pyro_vae.pair.reach import names_in
+
+
+def names_read(code: types.CodeType, namespace: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """(where a name is looked up, the name, how it is called in a message), for all that code may look up.
+
+    Args:
+        code: of a function.
+        namespace: its globals.
+    """
+    of_python = namespace.get("__builtins__", builtins)
+    of_python = of_python if isinstance(of_python, dict) else vars(of_python)
+    read = globals_of(code)
+    for name in dict.fromkeys(names_in(code)):
+        if name in namespace or name in read:
+            yield namespace, name, f"global {name}"
+        if name not in namespace and name in read:
+            yield of_python, name, f"the builtin {name}"
+    for name in dict.fromkeys(imports_in(code, namespace)):
+        yield sys.modules, name, name
 
 
 def imports_in(code: types.CodeType, namespace: dict[str, Any]) -> Iterator[str]:

@@ -20,6 +20,10 @@ import torch
 from pyro_vae.engine.things import MISSING, contents, is_value
 
 
+class Unseen(Exception):
+    """Something can be reached whose changes cannot be seen; the message says what and where."""
+
+
 class Kind(enum.IntEnum):
     """How a place is read."""
 

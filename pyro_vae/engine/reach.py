@@ -7,7 +7,6 @@ Attributes count by name: those that no executed code names cannot be read by it
 
 from __future__ import annotations
 
-import builtins
 import decimal
 import gc
 import operator
@@ -24,11 +23,11 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 
 from pyro_vae.engine.containers import CONTAINERS, PLAIN_CONTAINERS, parts_of, places_of_tensor
-from pyro_vae.engine.imports import imports_in
+from pyro_vae.engine.imports import names_read
 from pyro_vae.engine.known import LIBRARIES, root_of
 from pyro_vae.engine.libraries import contents_of, hidden_methods, lookups_of, own_callables
 from pyro_vae.engine.observe import Executed
-from pyro_vae.engine.places import ABOUT, Kind, Place, namespace_of
+from pyro_vae.engine.places import ABOUT, Kind, Place, Unseen, namespace_of
 from pyro_vae.engine.policy import MOST_BYTES, MOST_PLACES
 from pyro_vae.engine.things import (
     CACHE,
@@ -43,10 +42,8 @@ from pyro_vae.engine.things import (
     UNCHANGING,
     content_of,
     contents,
-    globals_of,
     has_callback,
     is_code,
-    is_code_of_class,
     is_function_of,
     is_held_elsewhere,
     is_leaf,
@@ -58,10 +55,6 @@ from pyro_vae.engine.things import (
     name_of,
 )
 from pyro_vae.pair.reach import names_in
-
-
-class Unseen(Exception):
-    """Something can be reached whose changes cannot be seen; the message says what and where."""
 
 
 class _AnyName(Exception):
@@ -96,7 +89,6 @@ class Reach:
         self.places: list[Place] = []
         self._seen: dict[int, Any] = {}
         self._met: set[tuple[int, str]] = set()
-        self._builtins: set[str] = set()
         self._stack: list[tuple[Any, str]] = []
         self.mortal: str | None = None
         self._roots = {id(thing) for root in roots for thing in (root, getattr(root, "__self__", root))}
@@ -236,22 +228,10 @@ class Reach:
         return held
 
     def _look_at_globals(self, code: types.CodeType, namespace: dict[str, Any]) -> None:
-        of_python = namespace.get("__builtins__", builtins)
-        of_python = of_python if isinstance(of_python, dict) else vars(of_python)
-        read = globals_of(code)
-        for name in dict.fromkeys(names_in(code)):
-            if (known := (id(namespace), name)) in self._met:
-                continue
-            value = namespace.get(name, MISSING)
-            if value is MISSING and name not in read:
-                continue
-            self._met.add(known)
-            self._add(Kind.ENTRY, namespace, name, value, f"global {name}")
-            if value is MISSING and name not in self._builtins:
-                self._builtins.add(name)
-                self._add(Kind.ENTRY, of_python, name, of_python.get(name, MISSING), f"the builtin {name}")
-        for name in dict.fromkeys(imports_in(code, namespace)):
-            self._add(Kind.ENTRY, sys.modules, name, sys.modules.get(name, MISSING), name)
+        for holder, name, path in names_read(code, namespace):
+            if (known := (id(holder), name)) not in self._met:
+                self._met.add(known)
+                self._add(Kind.ENTRY, holder, name, holder.get(name, MISSING), path)
 
     def _look_at_module(self, thing: types.ModuleType, path: str) -> None:
         if thing.__name__.startswith("numpy.random"):
@@ -285,7 +265,6 @@ class Reach:
 
     def _look_at_class(self, thing: type, path: str) -> None:
         if not is_own(thing):
-            self._look_at_library_class(thing)
             return
         namespace = vars(thing)
         self._add(Kind.NAMES, namespace, None, list(namespace), path)
@@ -299,17 +278,6 @@ class Reach:
             self._add(Kind.TYPE, thing, None, type(thing), f"the class of {path}")
         for i, base in enumerate((type(thing), *thing.__bases__)):
             self._add(Kind.PART, thing, i, base, base.__qualname__)
-
-    def _look_at_library_class(self, thing: type) -> None:
-        """What the user's code may have put there: a library's methods are its own."""
-        namespace = vars(thing)
-        if not is_python(thing) or thing in (object, type):
-            return
-        self._add(Kind.SIZE, namespace, None, len(namespace), thing.__qualname__)
-        for name in sorted(self.executed.own_names & namespace.keys() - DUNDERS):
-            if not is_code_of_class(value := namespace[name]):
-                self._add(Kind.OF_CLASS, namespace, name, value, f"{thing.__qualname__}.{name}")
-        self._stack += [(base, base.__qualname__) for base in thing.__bases__]
 
     def _counts(self, name: Any) -> bool:
         return self.executed.any_name or name in self.executed.names

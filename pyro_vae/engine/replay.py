@@ -20,7 +20,7 @@ from pyro_vae.engine import compat, policy
 from pyro_vae.engine.arguments import Arguments, Call, Unkeyed
 from pyro_vae.engine.kept import Graph, Kept, sentence
 from pyro_vae.engine.observe import can_observe, observe
-from pyro_vae.engine.reach import Unseen
+from pyro_vae.engine.places import Unseen
 from pyro_vae.engine.settle import Settling, Stage
 from pyro_vae.engine.trace import capture
 from pyro_vae.engine.values import CaptureError, NoGraph

@@ -13,7 +13,7 @@ import torch
 from pyro_vae.engine import policy
 from pyro_vae.engine.arguments import Arguments, Call, Unkeyed
 from pyro_vae.engine.observe import ONCE, Executed, observe
-from pyro_vae.engine.reach import Unseen
+from pyro_vae.engine.places import Unseen
 from pyro_vae.engine.verify import version_of
 from pyro_vae.engine.watch import Watch
 

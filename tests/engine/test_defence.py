@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vae.engine import policy, settle
+from pyro_vae.engine import policy, replay, settle
 from pyro_vae.engine.observe import observe
 from pyro_vae.engine.replay import Replay
 from pyro_vae.engine.watch import Watch
@@ -26,7 +26,8 @@ globals_kept = test_watch.globals_kept  # an automatic fixture here too
 @pytest.fixture
 def no_observation(monkeypatch):
     """Observed calls find nothing against capturing; which code they execute is still noted."""
-    monkeypatch.setattr(settle, "observe", lambda *args, **kwargs: (*observe(*args, **kwargs)[:2], None))
+    for place in (settle, replay):
+        monkeypatch.setattr(place, "observe", lambda *args, **kwargs: (*observe(*args, **kwargs)[:2], None))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from torch import nn
 
 from pyro_vae.engine import policy
 from pyro_vae.engine.observe import observe
-from pyro_vae.engine.reach import Unseen
+from pyro_vae.engine.places import Unseen
 from pyro_vae.engine.watch import Watch
 
 CASES = {}

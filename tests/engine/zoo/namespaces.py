@@ -33,7 +33,7 @@ def one_attribute_for_another():
 
 
 @program()
-def attribute_of_library_class():
+def attribute_put_into_library_class():
     """A number that the user has put into a class of torch's."""
     torch.nn.Module.zoo_scale = 1.0
     net = torch.nn.Identity()
