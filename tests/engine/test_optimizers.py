@@ -202,7 +202,7 @@ def test_what_changes_a_torch_optimizer_or_a_parameter_is_followed(change):
 
 def test_a_hook_on_gradients_that_are_done_is_called_and_said(caplog):
     follows(by_torch, once(hook_a_gradient), "eager (not captured)")
-    assert "a parameter has a hook on its gradient" in caplog.text
+    assert "looks at gradients" in caplog.text
 
 
 def follows(make, change, how="captured"):
