@@ -292,7 +292,7 @@ def test_frames_that_are_no_tables_are_refused():
         (levels, "columns have 2 levels of names"),
         (pd.DataFrame(), "there are 0 rows and 0 columns"),
         ([1, 2], "source must be a DataFrame or the path of a table, not a list"),
-        ("nothing.csv", r"There is no file nothing\.csv"),
+        ("nothing.csv", r"nothing\.csv can't be read"),
         (pd.DataFrame({"a": [1, "x", 2, 3, 4, 5]}), "column 'a', row 1: 'x' stands among numbers"),
     ):
         with pytest.raises(InputError, match=message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ def kinds_for(config: Any) -> dict[str, str] | None:
     from pyro_vae.data.table_files import is_table_file
 
     kinds = said_kinds(config.kind)
-    path = Path(config.data).expanduser()
-    if kinds is not None or not (path.is_file() and is_table_file(path)):
+    path = Path(config.data)
+    path = path.expanduser() if str(path).startswith("~/") else path
+    if kinds is not None or not (os.path.isfile(path) and is_table_file(path)):
         return kinds
     named = (config.model.as_dict().get("init_args") or {}).get("likelihood") is not None
     whole = data.load(path, label=config.label).train

@@ -208,11 +208,15 @@ def _read_parquet(path: Path) -> Any:
     import pandas as pd
 
     try:
-        import pyarrow  # noqa: F401
+        import pyarrow.parquet
     except ImportError as error:
         raise InputError(f"{path} needs pyarrow to be read: run `pip install pyarrow`.") from error
     try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            check_unpacked(path, 8 * file.metadata.num_rows * max(1, file.metadata.num_columns))
         return pd.read_parquet(path, engine="pyarrow")
+    except InputError:
+        raise
     except Exception as error:  # pyarrow's errors have no common base
         raise InputError(f"{path.name} can't be read as .parquet: {first_sentence(error)}.") from error
 
