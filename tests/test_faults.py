@@ -42,6 +42,14 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.
 
 
 @pytest.fixture(autouse=True)
+def interruptible():
+    """A shell's background jobs are started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
 def plain_folders(monkeypatch):
     """No figures and no TensorBoard events, which take most of a short run's time."""
     monkeypatch.setattr("pyro_vae.report.figures", lambda *arguments: None)

@@ -146,7 +146,7 @@ def test_rows_are_drawn_to_a_file(run_folder, name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["impute", "RUN", "nothing.csv"], "There is no file nothing.csv"),
+        (["impute", "RUN", "nothing.csv"], "nothing.csv can't be read"),
         (["impute", "RUN", "ROWS", "--out", "x.xlsx"], "tables are written as .csv, .tsv or .parquet"),
         (["sample", "RUN", "--given", "colour=red"], "--given colour=red: wanted is COLUMN=VALUE"),
         (["train", "--data", "ROWS", "--kind", "level"], "--kind level: wanted is COLUMN=KIND"),

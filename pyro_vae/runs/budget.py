@@ -65,7 +65,8 @@ def _claimed(func: Any, args: Any, kwargs: Any) -> int:
         count = numbers[0] ** 2
     else:
         count = math.prod(numbers)
-    return _OVERHEAD + int(min(count, 1e18) * dtype.itemsize)
+    size = dtype.itemsize if isinstance(dtype, torch.dtype) else 8  # torch takes Python's bool, int and float too
+    return _OVERHEAD + int(min(count, 1e18) * size)
 
 
 @contextmanager
